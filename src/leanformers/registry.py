@@ -1,0 +1,121 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""One table of the families: config, classes, presets, card; and their registration with transformers and peft."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.util import find_spec
+
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+# Trainer's label smoothing and `transformers serve` tell what a class does by its name in these tables, which
+# `AutoModel*.register` does not fill. Without an entry a causal model's labels are smoothed unshifted.
+NAME_TABLES: Mapping[str, dict[str, str]] = {
+    "AutoModelForSeq2SeqLM": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """
+    What the library has to know of one architecture.
+
+    Args:
+        name (`str`): Name of its folders, e.g. `modeling/<name>`.
+        title (`str`): Name in prose.
+        paper (`str`): arXiv number.
+        model_type (`str`): `model_type` of its configuration.
+        config (`str`): Name of its configuration class.
+        models (`Mapping[str, str]`): Auto class -> model class.
+        presets (`tuple[str, ...]`): Names of `configs/model/<name>/<preset>.json`.
+        lora_targets (`tuple[str, ...]`): Modules that peft adapts when no `target_modules` are given.
+    """
+
+    name: str
+    title: str
+    paper: str
+    model_type: str
+    config: str
+    models: Mapping[str, str]
+    presets: tuple[str, ...]
+    lora_targets: tuple[str, ...]
+
+    @property
+    def module(self) -> str:
+        return f"leanformers.modeling.{self.name}"
+
+    @property
+    def card(self) -> str:
+        return f"model_cards/{self.name}.md"
+
+    @property
+    def config_class(self) -> type[PreTrainedConfig]:
+        return getattr(importlib.import_module(self.module), self.config)
+
+    def model_class(self, auto_class: str = "AutoModelForSeq2SeqLM") -> type[PreTrainedModel]:
+        """The class that `auto_class` loads, e.g. `AutoModel`."""
+        if auto_class not in self.models:
+            raise ValueError(f"{self.title} has no {auto_class}, only {', '.join(self.models)}.")
+        return getattr(importlib.import_module(self.module), self.models[auto_class])
+
+    def auto_map(self) -> dict[str, str]:
+        """The `auto_map` of config.json with which every Auto class loads from one exported folder."""
+        models = {auto_class: f"modeling_{self.name}.{model}" for auto_class, model in self.models.items()}
+        return {"AutoConfig": f"configuration_{self.name}.{self.config}", **models}
+
+
+_ALL = (
+    Family(
+        name="anthe",
+        title="Anthe",
+        paper="2305.10991",
+        model_type="anthe",
+        config="AntheConfig",
+        models={"AutoModel": "AntheModel", "AutoModelForSeq2SeqLM": "AntheForSeq2SeqLM"},
+        presets=("tiny", "small", "anthe_base", "anthe_base_7x", "dense_gated_base", "transformer_base"),
+        # The one projection that no preset makes a tensor chain, which LoRA cannot wrap.
+        lora_targets=("o_proj",),
+    ),
+)
+
+FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
+
+
+def get_family(name: str) -> Family:
+    """The family of that name."""
+    if name in FAMILIES:
+        return FAMILIES[name]
+    nearest = get_close_matches(name, FAMILIES, n=1, cutoff=0)
+    raise ValueError(f"Unknown family {name!r}. Did you mean {nearest[0]!r}? There are: {', '.join(FAMILIES)}.")
+
+
+def family_of(model_or_config: PreTrainedModel | PreTrainedConfig) -> Family:
+    """The family of a model or configuration, told by its `model_type`: in remote code its class is another one."""
+    config = getattr(model_or_config, "config", model_or_config)
+    for family in FAMILIES.values():
+        if family.model_type == config.model_type:
+            return family
+    raise ValueError(
+        f"model_type {config.model_type!r} is none of leanformers' "
+        f"({', '.join(family.model_type for family in FAMILIES.values())})."
+    )
+
+
+def register_auto_classes() -> None:
+    """Make the Auto classes, label smoothing and LoRA's defaults know every family."""
+    for family in FAMILIES.values():
+        AutoConfig.register(family.model_type, family.config_class, exist_ok=True)
+        for auto_class, model in family.models.items():
+            getattr(transformers, auto_class).register(
+                family.config_class, family.model_class(auto_class), exist_ok=True
+            )
+            if auto_class != "AutoModel":
+                NAME_TABLES[auto_class][family.model_type] = model
+    if find_spec("peft"):
+        from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+        for family in FAMILIES.values():
+            TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[family.model_type] = list(family.lora_targets)
