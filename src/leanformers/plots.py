@@ -1,0 +1,87 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""Training curves as one PNG, drawn from the Trainer's `log_history` (extra `bench`: matplotlib)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+TRAINING, EVALUATION, INK, GRID = "#3b6ea8", "#d1603d", "#333333", "#dddddd"
+SPEED = ("runtime", "samples_per_second", "steps_per_second", "tokens_per_second", "model_preparation_time")
+
+Curve = list[tuple[float, float]]
+
+
+def training_curves(log_history: Sequence[Mapping], path: str | Path) -> Path:
+    """Draws loss, learning rate and each evaluation metric over steps, and returns the path of the PNG written.
+
+    Args:
+        log_history: `trainer.state.log_history`, or the list of that name in a `trainer_state.json`.
+        path: the file to write; its folder is made if need be. Equal logs give equal files.
+    """
+    panels = _panels(log_history)
+    if not panels:
+        raise ValueError(
+            f"log_history has {len(log_history)} entries and none with a loss or metric per step: nothing to draw; "
+            "train for at least one `logging_steps`"
+        )
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("training curves need matplotlib: pip install 'leanformers[bench]'") from error
+
+    columns = min(len(panels), 2 if len(panels) <= 4 else 3)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.6 * columns, 3.1 * rows), dpi=120, layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    last_step = max(1, *(step for curves in panels.values() for curve in curves.values() for step, _ in curve))
+    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+        _draw(axis, title, curves)
+        axis.set_xlim(0, 1.03 * last_step)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", metadata={"Software": None})  # matplotlib's version would make files differ
+    return path
+
+
+def _panels(log_history: Sequence[Mapping]) -> dict[str, dict[str, Curve]]:
+    """Title -> label -> curve, without the curves that the log does not hold."""
+    panels = {
+        "loss": {"training": _curve(log_history, "loss"), "evaluation": _curve(log_history, "eval_loss")},
+        "learning rate": {"training": _curve(log_history, "learning_rate")},
+    }
+    metrics = dict.fromkeys(key for entry in log_history for key in entry if key.startswith("eval_"))
+    for key in metrics:
+        name = key.removeprefix("eval_")
+        if name != "loss" and not name.endswith(SPEED):
+            panels[name.replace("_", " ")] = {"evaluation": _curve(log_history, key)}
+    present = {title: {label: curve for label, curve in curves.items() if curve} for title, curves in panels.items()}
+    return {title: curves for title, curves in present.items() if curves}
+
+
+def _curve(log_history: Sequence[Mapping], key: str) -> Curve:
+    """Finite numbers under `key` by step; a metric may also be a text (a signature) or NaN, which has no place."""
+    values = {entry["step"]: entry[key] for entry in log_history if "step" in entry and key in entry}
+    numbers = {step: value for step, value in values.items() if isinstance(value, int | float)}
+    return sorted((step, value) for step, value in numbers.items() if math.isfinite(value))
+
+
+def _draw(axis, title: str, curves: dict[str, Curve]) -> None:
+    for label, curve in curves.items():
+        marker = "o" if label == "evaluation" or len(curve) == 1 else None
+        color = EVALUATION if label == "evaluation" else TRAINING
+        axis.plot(*zip(*curve, strict=True), color=color, marker=marker, markersize=3.5, linewidth=1.6, label=label)
+    values = [value for curve in curves.values() for _, value in curve]
+    if title == "loss" and min(values) > 0 and max(values) > 50 * min(values):
+        axis.set_yscale("log")
+    axis.set_title(title, fontsize=11, color=INK, loc="left")
+    axis.set_xlabel("step", fontsize=9, color=INK)
+    axis.tick_params(labelsize=8, colors=INK)
+    axis.grid(color=GRID, linewidth=0.6)
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    if len(curves) > 1:
+        axis.legend(fontsize=8, frameon=False)
