@@ -1,0 +1,231 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""Parallel text: from a task, a dataset of the Hub or local files to token ids.
+
+What is unusual here:
+
+- A line ends at a line feed and nowhere else. Python's text mode and `str.splitlines` also break at characters such as
+  U+2028 that real corpora have inside sentences, and everything after one would be paired with the wrong line.
+- Nothing is dropped or cut without being counted and said.
+"""
+
+import gzip
+import re
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from datasets import Dataset, DatasetDict, load_dataset
+from transformers.utils import logging
+
+from leanformers.data.tasks import number_translation
+from leanformers.data.tokenizers import TranslationTokenizers
+
+if TYPE_CHECKING:
+    from leanformers.arguments import TranslationDataArguments
+
+logger = logging.get_logger(__name__)
+
+SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
+
+
+def load_translation(arguments: "TranslationDataArguments") -> DatasetDict:
+    """Load the splits `train`, `validation`, `test` and `test_<name>` that there are, with strings `source` and `target`.
+
+    Local files come before `dataset_name`, and that before `task`, so that a recipe's default can be overridden:
+    with `train_files` nothing else is read, and `validation_files` and `test_files` take the place of those splits.
+    """
+    splits = DatasetDict()
+    if arguments.train_files:
+        splits["train"] = read_parallel(*_pair("train_files", arguments.train_files))
+    elif arguments.dataset_name:
+        splits = _load_dataset(arguments)
+    elif arguments.task == "numbers":
+        splits = number_translation()
+    elif arguments.task:
+        raise ValueError(f"There is no translation task {arguments.task!r}; the one there is is 'numbers'.")
+    if arguments.validation_files:
+        splits["validation"] = read_parallel(*_pair("validation_files", arguments.validation_files))
+    if arguments.test_files:
+        for name in [name for name in splits if name.startswith("test")]:
+            del splits[name]
+        for name, files in _test_sets(arguments.test_files).items():
+            splits[name] = read_parallel(*files)
+    if not splits:
+        raise ValueError(
+            "There is no data: give --task numbers, --dataset_name or --train_files (source, then target)."
+        )
+    for name, dataset in splits.items():
+        limit = arguments.max_train_samples if name == "train" else arguments.max_eval_samples
+        if limit is not None and limit < len(dataset):
+            logger.warning(f"{name}: the first {limit} of {len(dataset)} pairs are used.")
+            splits[name] = dataset.select(range(limit))
+    return splits
+
+
+def read_parallel(source_path: str | Path, target_path: str | Path) -> Dataset:
+    """Read two UTF-8 files, plain or gzip, in which lines of the same number translate each other."""
+    sides = {Path(path): _read_lines(Path(path)) for path in (source_path, target_path)}
+    (source_path, source), (target_path, target) = sides.items()
+    if len(source) != len(target):
+        raise ValueError(
+            f"Parallel files need the same number of lines, but {source_path} has {len(source)} and {target_path} has "
+            f"{len(target)}."
+        )
+    empty = [(path, number) for path, lines in sides.items() for number in _empty_lines(lines)]
+    if empty:
+        path, number = empty[0]
+        more = f" (the first of {len(empty)} such lines)" if len(empty) > 1 else ""
+        raise ValueError(
+            f"Line {number} of {path} is empty{more}, so its pair teaches nothing: remove that line from both "
+            f"{source_path} and {target_path}."
+        )
+    return Dataset.from_dict({"source": source, "target": target})
+
+
+def _read_lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    content = path.read_bytes()
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path} is a damaged or truncated gzip file: {error}.") from error
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if not content.strip():
+        raise ValueError(f"{path} is empty; it should hold one sentence a line.")
+    lines = content.removesuffix(b"\n").split(b"\n")
+    return [_decode(line.removesuffix(b"\r"), path, number) for number, line in enumerate(lines, start=1)]
+
+
+def _decode(line: bytes, path: Path, number: int) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"Line {number} of {path} is not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start}): "
+            "convert the file to UTF-8."
+        ) from error
+
+
+def _empty_lines(lines: list[str]) -> list[int]:
+    return [number for number, line in enumerate(lines, start=1) if not line.strip()]
+
+
+def _pair(option: str, files: list[str]) -> list[str]:
+    if len(files) != 2:
+        raise ValueError(f"{option} needs two files, the source and then the target, but has {len(files)}: {files}.")
+    return files
+
+
+def _test_sets(files: list[str]) -> dict[str, list[str]]:
+    """`source target` is the split `test`; each `name=source,target` is a split `test_<name>`."""
+    named = [re.fullmatch(r"(\w+)=([^,]+),([^,]+)", entry) for entry in files]
+    if not any(named):
+        return {"test": _pair("test_files", files)}
+    sets: dict[str, list[str]] = {}
+    for entry, match in zip(files, named, strict=True):
+        if match is None:
+            raise ValueError(f"test_files has {entry!r} among named test sets; write it name=source,target.")
+        if f"test_{match[1]}" in sets:
+            raise ValueError(f"test_files names two test sets {match[1]!r}; give each its own name.")
+        sets[f"test_{match[1]}"] = [match[2], match[3]]
+    return sets
+
+
+def _load_dataset(arguments: "TranslationDataArguments") -> DatasetDict:
+    if not (arguments.source_lang and arguments.target_lang):
+        raise ValueError(
+            f"The dataset {arguments.dataset_name} needs --source_lang and --target_lang, the names of its columns."
+        )
+    splits = DatasetDict()
+    for name, dataset in load_dataset(arguments.dataset_name, arguments.dataset_config_name).items():
+        name = SPLIT_NAMES.get(name, name)
+        if name in ("train", "validation") or name.startswith("test"):
+            splits[name] = _to_pairs(dataset, name, arguments)
+        else:
+            logger.warning(f"{arguments.dataset_name}: the split {name!r} is not used.")
+    return splits
+
+
+def _to_pairs(dataset: Dataset, name: str, arguments: "TranslationDataArguments") -> Dataset:
+    """Bring a split to columns `source` and `target`, and leave out pairs of which a side is empty."""
+    if "translation" in dataset.column_names:
+        dataset = dataset.select_columns("translation").flatten()
+        dataset = dataset.rename_columns({column: column.split(".", 1)[1] for column in dataset.column_names})
+    languages = {arguments.source_lang: "source", arguments.target_lang: "target"}
+    missing = [language for language in languages if language not in dataset.column_names]
+    if missing or len(languages) < 2:
+        raise ValueError(
+            f"The {name} split of {arguments.dataset_name} cannot be read from {arguments.source_lang!r} to "
+            f"{arguments.target_lang!r}; source_lang and target_lang must be two of {sorted(dataset.column_names)}."
+        )
+    dataset = dataset.select_columns(list(languages)).rename_columns(languages)
+    full = [
+        index
+        for index, (source, target) in enumerate(zip(dataset["source"], dataset["target"], strict=True))
+        if source and target and source.strip() and target.strip()
+    ]
+    if len(full) == len(dataset):
+        return dataset
+    logger.warning(f"{name}: {len(dataset) - len(full)} of {len(dataset)} pairs have an empty side and are left out.")
+    return dataset.select(full)
+
+
+def tokenize_translation(
+    dataset: Dataset, tokenizers: TranslationTokenizers, arguments: "TranslationDataArguments", name: str = "data"
+) -> Dataset:
+    """Add `input_ids`, `labels` and, for bucketing, `length` (of the longer side) to the columns of a split.
+
+    Pairs longer than `max_source_length` or `max_target_length` (in tokens, `</s>` included; None for no limit) are
+    counted, and `length_policy` says what becomes of them: "error", "drop", or "truncate", which keeps `</s>`.
+
+    Args:
+        dataset: One split of `load_translation`.
+        tokenizers: Those of the two languages.
+        arguments: Has the limits, the policy and `num_proc`.
+        name: What messages call this split.
+    """
+    policy = arguments.length_policy
+    if policy not in ("error", "drop", "truncate"):
+        raise ValueError(f"There is no length_policy {policy!r}; choose 'error', 'drop' or 'truncate'.")
+    limits = {"input_ids": arguments.max_source_length, "labels": arguments.max_target_length}
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        tokens = {
+            "input_ids": tokenizers.source(batch["source"])["input_ids"],
+            "labels": tokenizers.target(batch["target"])["input_ids"],
+        }
+        lengths = {f"{column}_length": [len(ids) for ids in rows] for column, rows in tokens.items()}
+        if policy == "truncate":
+            tokens = {column: [_truncate(ids, limits[column]) for ids in rows] for column, rows in tokens.items()}
+        longer = [max(map(len, pair)) for pair in zip(*tokens.values(), strict=True)]
+        return {**tokens, **lengths, "length": longer}
+
+    dataset = dataset.map(encode, batched=True, num_proc=arguments.num_proc, desc=f"Tokenizing {name}")
+    lengths = {column: np.asarray(dataset[f"{column}_length"]) for column in limits}
+    dataset = dataset.remove_columns([f"{column}_length" for column in limits])
+    too_long = np.zeros(len(dataset), dtype=bool)
+    for column, limit in limits.items():
+        if limit is not None:
+            too_long |= lengths[column] > limit
+    if not too_long.any():
+        return dataset
+    found = (
+        f"{name}: {too_long.sum()} of {len(dataset)} pairs are longer than max_source_length={limits['input_ids']} or "
+        f"max_target_length={limits['labels']} (the longest source has {lengths['input_ids'].max()} tokens, the "
+        f"longest target {lengths['labels'].max()})"
+    )
+    if policy == "error":
+        raise ValueError(f"{found}. Raise the limits, or set length_policy to 'drop' or 'truncate'.")
+    if policy == "truncate":
+        logger.warning(f"{found} and are truncated.")
+        return dataset
+    logger.warning(f"{found} and are dropped.")
+    return dataset.select(np.flatnonzero(~too_long))
+
+
+def _truncate(ids: list[int], limit: int | None) -> list[int]:
+    """Cut before the last token, which is `</s>`."""
+    return ids if limit is None or len(ids) <= limit else ids[: limit - 1] + ids[-1:]
