@@ -1,0 +1,188 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""The model card of an exported folder: metadata for the Hub, and what a reader wants to know, from what is at hand.
+
+A number that is not given is left out; none is filled in.
+"""
+
+import copy
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import PurePath
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel
+
+from ..registry import Family
+
+PIPELINE_TAGS = {
+    "AutoModelForSeq2SeqLM": "translation",
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForSequenceClassification": "text-classification",
+}
+# Name in the results -> (name on the Hub, heading).
+METRICS = {
+    "bleu": ("sacrebleu", "BLEU"),
+    "chrf": ("chrf", "chrF"),
+    "exact_match": ("exact_match", "Exact match"),
+    "perplexity": ("perplexity", "Perplexity per target token"),
+}
+TRAINING_ARGUMENTS = (
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "optim",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "bf16",
+    "fp16",
+    "seed",
+)
+NUMBERS = "number translation (English number words to German ones, 0 to 999,999)"
+
+
+def render_card(
+    family: Family | None,
+    model: PreTrainedModel,
+    auto_class: str,
+    *,
+    repository: str | None = None,
+    metrics: Mapping[str, object] | None = None,
+    arguments: Mapping[str, object] | None = None,
+    separate_target_tokenizer: bool = False,
+    curves: str | None = None,
+) -> str:
+    """
+    The text of README.md.
+
+    Args:
+        family (`Family`, *optional*): Family of the model; brings the description and the citation.
+        model (`PreTrainedModel`): The model, for its sizes.
+        auto_class (`str`): The Auto class that loads it, e.g. `AutoModelForSeq2SeqLM`.
+        repository (`str`, *optional*): Name on the Hub, for the code example.
+        metrics (`Mapping`, *optional*): Results as a run leaves them in `all_results.json`: `test_bleu`,
+            `test_bleu_signature`, `eval_perplexity`, `train_runtime`, `hardware`.
+        arguments (`Mapping`, *optional*): The run's arguments as it leaves them in `arguments.yaml`.
+        separate_target_tokenizer (`bool`, defaults to `False`): The folder has a `target_tokenizer`.
+        curves (`str`, *optional*): Name of the picture of the training curves in the folder.
+    """
+    metrics, arguments = dict(metrics or {}), dict(arguments or {})
+    results = result_table(metrics)
+    card_data = _metadata(family, model, auto_class, arguments, results, metrics)
+    card = ModelCard.from_template(
+        card_data,
+        template_str=_read("template.md"),
+        title=f"{family.title if family else type(model).__name__}, {card_data.pipeline_tag}",
+        family=family,
+        description=_read(f"{family.name}.md") if family else "",
+        auto_class=auto_class,
+        repository=repository,
+        example="nine thousand and one" if arguments.get("task") == "numbers" else "A man is riding a bicycle.",
+        separate_target_tokenizer=separate_target_tokenizer,
+        num_parameters=model.num_parameters(),
+        num_trained_parameters=model.num_parameters(only_trainable=True),
+        num_dense_parameters=dense_parameters(model),
+        data=_data_name(arguments),
+        results=results,
+        columns=[name for name in METRICS if any(name in row for row in results.values())],
+        headings={name: heading for name, (_, heading) in METRICS.items()},
+        signatures={key: value for key, value in metrics.items() if key.endswith("_signature")},
+        training={name: arguments[name] for name in TRAINING_ARGUMENTS if arguments.get(name) is not None},
+        runtime=metrics.get("train_runtime"),
+        hardware=metrics.get("hardware"),
+        versions={name: version(name) for name in ("leanformers", "transformers", "torch")},
+        curves=curves,
+    )
+    return str(card)
+
+
+def result_table(metrics: Mapping[str, object]) -> dict[str, dict[str, float]]:
+    """`{"test_2016_flickr_bleu": 30.0}` as `{"test_2016_flickr": {"bleu": 30.0}}`."""
+    table: dict[str, dict[str, float]] = {}
+    for key, value in metrics.items():
+        for name in METRICS:
+            if key.endswith(f"_{name}") and isinstance(value, int | float):
+                split = key.removesuffix(f"_{name}")
+                table.setdefault("validation" if split == "eval" else split, {})[name] = value
+    return table
+
+
+def dense_parameters(model: PreTrainedModel) -> int | None:
+    """Parameters of the same model with every tensor chain replaced by its dense matrix; None if it has no chain."""
+    config = copy.deepcopy(model.config)
+    ratios = [name for name in vars(config) if name.startswith("tc_") and name.endswith("_ratio")]
+    if all(getattr(config, name) is None for name in ratios):
+        return None
+    for name in ratios:
+        setattr(config, name, None)
+    with torch.device("meta"):
+        return type(model)(config).num_parameters()
+
+
+def describe_hardware() -> str:
+    """The machine this runs on, in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()}-core {platform.machine()} CPU"
+
+
+def _metadata(
+    family: Family | None,
+    model: PreTrainedModel,
+    auto_class: str,
+    arguments: Mapping[str, object],
+    results: Mapping[str, Mapping[str, float]],
+    metrics: Mapping[str, object],
+) -> ModelCardData:
+    dataset = str(arguments.get("dataset_name") or arguments.get("task") or "local")
+    languages = [arguments.get("source_lang"), arguments.get("target_lang")]
+    pipeline_tag = PIPELINE_TAGS.get(auto_class, "feature-extraction")
+    tags = ["custom_code", "leanformers", model.config.model_type]
+    eval_results = [
+        EvalResult(
+            task_type=pipeline_tag,
+            dataset_type=dataset,
+            dataset_name=_data_name(arguments) or dataset,
+            dataset_split=split,
+            metric_type=METRICS[name][0],
+            metric_name=METRICS[name][1],
+            metric_value=value,
+            metric_args={"signature": signature} if (signature := metrics.get(f"{split}_{name}_signature")) else None,
+        )
+        for split, row in results.items()
+        for name, value in row.items()
+    ]
+    return ModelCardData(
+        # ISO 639 has "und" for a language that is not known.
+        language=[str(language) for language in languages if language] or ["und"],
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag=pipeline_tag,
+        tags=[*tags, f"arxiv:{family.paper}"] if family else tags,
+        datasets=[str(arguments["dataset_name"])] if arguments.get("dataset_name") else None,
+        metrics=sorted({METRICS[name][0] for row in results.values() for name in row}) or None,
+        model_name=family.title if family else type(model).__name__,
+        eval_results=eval_results or None,
+    )
+
+
+def _data_name(arguments: Mapping[str, object]) -> str | None:
+    """What it was trained on, without the paths of a machine."""
+    if arguments.get("task") == "numbers":
+        return NUMBERS
+    if arguments.get("dataset_name"):
+        return str(arguments["dataset_name"])
+    train_files = arguments.get("train_files")
+    return " and ".join(PurePath(str(file)).name for file in train_files) if isinstance(train_files, list) else None
+
+
+def _read(name: str) -> str:
+    return files("leanformers.model_cards").joinpath(name).read_text(encoding="utf-8")
