@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -44,7 +45,7 @@ def train_tokenizer(lines: Iterable[str], kind: str = "bpe", vocab_size: int = 8
             f"A tokenizer cannot have vocab_size={vocab_size}: {len(special_tokens)} special tokens and "
             f"{len(alphabet)} bytes are always in it, so ask for at least {smallest}."
         )
-    common = {"vocab_size": vocab_size, "special_tokens": special_tokens, "initial_alphabet": alphabet}
+    common: dict[str, Any] = {"vocab_size": vocab_size, "special_tokens": special_tokens, "initial_alphabet": alphabet}
     if kind == "bpe":
         tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
         trainer = trainers.BpeTrainer(**common)

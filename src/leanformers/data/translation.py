@@ -30,11 +30,14 @@ SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
 
 def load_translation(arguments: "TranslationDataArguments") -> DatasetDict:
-    """Load the splits `train`, `validation`, `test` and `test_<name>` that there are, with strings `source` and `target`.
+    """Load the splits `train`, `validation`, `test` and `test_<name>`, as many as there are, as `source` and `target`.
 
     Local files come before `dataset_name`, and that before `task`, so that a recipe's default can be overridden:
-    with `train_files` nothing else is read, and `validation_files` and `test_files` take the place of those splits.
+    with `train_files` neither is read, and `validation_files` and `test_files` take the place of those splits.
     """
+    origins = [option for option in ("train_files", "dataset_name", "task") if getattr(arguments, option)]
+    if len(origins) > 1:
+        logger.warning(f"The data are those of {origins[0]}; {' and '.join(origins[1:])} are not read.")
     splits = DatasetDict()
     if arguments.train_files:
         splits["train"] = read_parallel(*_pair("train_files", arguments.train_files))
@@ -65,14 +68,14 @@ def load_translation(arguments: "TranslationDataArguments") -> DatasetDict:
 
 def read_parallel(source_path: str | Path, target_path: str | Path) -> Dataset:
     """Read two UTF-8 files, plain or gzip, in which lines of the same number translate each other."""
-    sides = {Path(path): _read_lines(Path(path)) for path in (source_path, target_path)}
-    (source_path, source), (target_path, target) = sides.items()
+    source, target = _read_lines(Path(source_path)), _read_lines(Path(target_path))
     if len(source) != len(target):
         raise ValueError(
             f"Parallel files need the same number of lines, but {source_path} has {len(source)} and {target_path} has "
             f"{len(target)}."
         )
-    empty = [(path, number) for path, lines in sides.items() for number in _empty_lines(lines)]
+    sides = ((source_path, source), (target_path, target))
+    empty = [(path, number) for path, lines in sides for number, line in enumerate(lines, start=1) if not line.strip()]
     if empty:
         path, number = empty[0]
         more = f" (the first of {len(empty)} such lines)" if len(empty) > 1 else ""
@@ -109,10 +112,6 @@ def _decode(line: bytes, path: Path, number: int) -> str:
         ) from error
 
 
-def _empty_lines(lines: list[str]) -> list[int]:
-    return [number for number, line in enumerate(lines, start=1) if not line.strip()]
-
-
 def _pair(option: str, files: list[str]) -> list[str]:
     if len(files) != 2:
         raise ValueError(f"{option} needs two files, the source and then the target, but has {len(files)}: {files}.")
@@ -139,27 +138,27 @@ def _load_dataset(arguments: "TranslationDataArguments") -> DatasetDict:
         raise ValueError(
             f"The dataset {arguments.dataset_name} needs --source_lang and --target_lang, the names of its columns."
         )
+    loaded = load_dataset(arguments.dataset_name, arguments.dataset_config_name)
     splits = DatasetDict()
-    for name, dataset in load_dataset(arguments.dataset_name, arguments.dataset_config_name).items():
-        name = SPLIT_NAMES.get(name, name)
-        if name in ("train", "validation") or name.startswith("test"):
-            splits[name] = _to_pairs(dataset, name, arguments)
+    for own_name, dataset in loaded.items():
+        name = SPLIT_NAMES.get(own_name, own_name)
+        if name not in ("train", "validation") and not name.startswith("test") or name != own_name and name in loaded:
+            logger.warning(f"The split {own_name!r} of {arguments.dataset_name} is not used.")
         else:
-            logger.warning(f"{arguments.dataset_name}: the split {name!r} is not used.")
+            splits[name] = _to_pairs(dataset, name, arguments)
     return splits
 
 
 def _to_pairs(dataset: Dataset, name: str, arguments: "TranslationDataArguments") -> Dataset:
     """Bring a split to columns `source` and `target`, and leave out pairs of which a side is empty."""
-    if "translation" in dataset.column_names:
-        dataset = dataset.select_columns("translation").flatten()
-        dataset = dataset.rename_columns({column: column.split(".", 1)[1] for column in dataset.column_names})
     languages = {arguments.source_lang: "source", arguments.target_lang: "target"}
-    missing = [language for language in languages if language not in dataset.column_names]
-    if missing or len(languages) < 2:
+    if "translation" in dataset.column_names and not set(languages) <= set(dataset.column_names):
+        dataset = dataset.select_columns("translation").flatten()
+        dataset = dataset.rename_columns({column: column.split(".")[-1] for column in dataset.column_names})
+    if len(languages) < 2 or not set(languages) <= set(dataset.column_names):
         raise ValueError(
             f"The {name} split of {arguments.dataset_name} cannot be read from {arguments.source_lang!r} to "
-            f"{arguments.target_lang!r}; source_lang and target_lang must be two of {sorted(dataset.column_names)}."
+            f"{arguments.target_lang!r}: source_lang and target_lang must be two of {', '.join(dataset.column_names)}."
         )
     dataset = dataset.select_columns(list(languages)).rename_columns(languages)
     full = [
@@ -217,7 +216,7 @@ def tokenize_translation(
         f"max_target_length={limits['labels']} (the longest source has {lengths['input_ids'].max()} tokens, the "
         f"longest target {lengths['labels'].max()})"
     )
-    if policy == "error":
+    if policy == "error" or policy == "drop" and too_long.all():
         raise ValueError(f"{found}. Raise the limits, or set length_policy to 'drop' or 'truncate'.")
     if policy == "truncate":
         logger.warning(f"{found} and are truncated.")
