@@ -37,7 +37,7 @@ prepare_environment() {
     printf '%s' "$wanted" >"$stamp"
 }
 
-run_pip() { "$python" -m pip install --quiet --disable-pip-version-check "$@"; }
+run_pip() { "$python" -m pip install -qq --disable-pip-version-check "$@"; }
 
 # Prints the version and folder of the torch that interpreter $1 imports, if it is new enough.
 find_torch() {

@@ -1,0 +1,42 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""Our families for transformers' own tests; read by peer_suite.sh."""
+
+from peersuite import Family
+
+from leanformers.modeling.anthe import AntheConfig, AntheForSeq2SeqLM, AntheModel
+
+ANTHE_HEADS = {"base": AntheModel, "seq2seq_lm": AntheForSeq2SeqLM}
+ANTHE_SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+
+FAMILIES = [
+    Family(
+        name="Anthe",
+        config_class=AntheConfig,
+        config_kwargs=ANTHE_SIZES | {"tc_attn_ratio": 0.5, "tc_ffn_ratio": 0.5},
+        heads=ANTHE_HEADS,
+        test_attrs={"encoder_left_padding": True},
+    ),
+    Family(
+        name="AntheTransformer",
+        config_class=AntheConfig,
+        config_kwargs=ANTHE_SIZES
+        | {
+            "attention_gate": "none",
+            "ffn_type": "relu",
+            "position_embedding_type": "sinusoidal",
+            "tc_attn_ratio": None,
+            "tc_ffn_ratio": None,
+            "share_embeddings": True,
+            "tie_word_embeddings": True,
+        },
+        heads=ANTHE_HEADS,
+        test_attrs={"encoder_left_padding": True},
+    ),
+]

@@ -1,0 +1,33 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""transformers' own model tests, as far as its release on PyPI carries them, run on our classes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import transformers
+
+
+@pytest.mark.parametrize("family", ["Anthe", "AntheTransformer"])
+def test_transformers_own_tests(family, root, shared, tmp_path):
+    command = ["bash", "scripts/dev/peer_suite.sh", "--groups", "common,config,own", "--families", family]
+    report = tmp_path / "report.json"
+    run = subprocess.run(
+        [*command, "--report", str(report)],
+        cwd=root,
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    if run.returncode == 75:
+        pytest.skip(
+            f"transformers {transformers.__version__}'s own tests are not to be had: {run.stderr.strip()[-300:]}"
+        )
+    result = json.loads(report.read_text())["families"][family]
+    print(family, result["counts"])
+    assert result["failures"] == {}
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    # Both stock and toy encoder-decoders pass more than this; fewer means that the harness lost its way.
+    assert result["counts"]["passed"] >= 80
