@@ -1,0 +1,37 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""Train a translator: python scripts/train_seq2seq.py configs/train/anthe_numbers.yaml [--learning_rate 1e-3 ...]
+
+`accelerate launch [--config_file configs/accelerate/ddp.yaml] scripts/train_seq2seq.py ...` works the same way.
+"""
+
+import sys
+
+# Last instead of first: evaluate.py in this folder would hide the package `evaluate`.
+sys.path.append(sys.path.pop(0))
+
+from transformers.utils import logging
+
+from leanformers.arguments import (
+    LeanArgumentParser,
+    ModelArguments,
+    TranslationDataArguments,
+    TranslationTrainingArguments,
+    plain_errors,
+)
+from leanformers.training.seq2seq import TrainingInterrupted, train_translation
+
+
+def main() -> None:
+    logging.disable_progress_bar()  # of loading and saving: the bars of the work itself stay
+    parser = LeanArgumentParser([ModelArguments, TranslationDataArguments, TranslationTrainingArguments])
+    arguments = parser.parse()
+    try:
+        with plain_errors():
+            train_translation(*arguments)
+    except TrainingInterrupted as interruption:
+        print(f"\n{interruption}", file=sys.stderr)
+        sys.exit(interruption.exit_code)
+
+
+if __name__ == "__main__":
+    main()

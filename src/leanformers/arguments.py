@@ -1,0 +1,246 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""Arguments of the scripts: dataclasses read from YAML files and the command line, which wins.
+
+A YAML value takes the same way as a flag, so `1e-3` (text to YAML) becomes the number it is meant to be, and a wrong
+key or value is refused in the same words wherever it stands.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import takewhile
+from pathlib import Path
+from traceback import walk_tb
+from typing import Any, Literal, NoReturn
+
+import torch
+import yaml
+from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+from transformers.hf_argparser import string_to_bool
+
+
+@dataclass
+class ModelArguments:
+    """Which model: a new one from a configuration, or a saved one."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub repository of a saved model, to go on from or to use."}
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "configs/model/<family>/<preset>.json: a new model of that shape."}
+    )
+    config_overrides: dict | str | None = field(
+        default=None, metadata={"help": "Changes of the new model's configuration: hidden_size=128,dropout=0.0"}
+    )
+    attn_implementation: Literal["eager", "sdpa"] | None = field(
+        default=None, metadata={"help": "How attention is computed; the fastest that the model has if not given."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run the Python code that a Hub repository brings along."}
+    )
+
+    def __post_init__(self):
+        if isinstance(self.config_overrides, str):
+            self.config_overrides = parse_overrides(self.config_overrides)
+
+
+@dataclass
+class TranslationDataArguments:
+    """Which sentence pairs, and how they become tokens."""
+
+    task: Literal["numbers"] | None = field(
+        default=None, metadata={"help": "A data set made on the spot; `numbers`: English number words to German."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "A translation data set of the Hub."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
+    source_lang: str = field(default="en", metadata={"help": "Column or key of the source language."})
+    target_lang: str = field(default="de", metadata={"help": "Column or key of the target language."})
+    train_files: list[str] | None = field(
+        default=None, metadata={"help": "Two parallel text files, plain or gzip: source, target."}
+    )
+    validation_files: list[str] | None = field(default=None, metadata={"help": "The same for validation."})
+    test_files: list[str] | None = field(
+        default=None, metadata={"help": "The same for the test, or several tests, each as name=source,target."}
+    )
+    max_source_length: int = field(default=128, metadata={"help": "Longest source in tokens, </s> included."})
+    max_target_length: int = field(default=128, metadata={"help": "Longest target in tokens, </s> included."})
+    length_policy: Literal["error", "drop", "truncate"] = field(
+        default="error", metadata={"help": "What to do with longer pairs; how many they are is always said."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on that many pairs only."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Validate, and test on each test set, with that many pairs only."}
+    )
+    num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Folder or repository with tokenizers; trained on the data if not given."}
+    )
+    tokenizer_type: Literal["bpe", "unigram"] = field(default="bpe", metadata={"help": "Kind of new tokenizers."})
+    tokenizer_vocab_size: int = field(default=8000, metadata={"help": "Size of each new tokenizer's vocabulary."})
+    shared_tokenizer: bool = field(default=False, metadata={"help": "One new tokenizer for both languages."})
+
+
+@dataclass
+class TranslationTrainingArguments(Seq2SeqTrainingArguments):
+    """The arguments of Seq2SeqTrainer, with lengths bucketed and translations scored unless told otherwise."""
+
+    resume: bool = field(default=False, metadata={"help": "Go on from the last undamaged checkpoint in output_dir."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete the earlier run in output_dir; nothing else is ever deleted."}
+    )
+    predict_with_generate: bool = field(
+        default=True, metadata={"help": "Whether evaluation translates, and computes BLEU, chrF and exact match."}
+    )
+    train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = field(
+        default="group_by_length", metadata={"help": "`group_by_length` fills batches with sentences of like length."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay false: evaluation compares with the references' text."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        # Without a device to copy to, torch warns in every epoch.
+        self.dataloader_pin_memory &= torch.accelerator.is_available()
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns must stay false: evaluation reads the references' text.")
+
+
+@dataclass
+class GenerationArguments:
+    """How a trained model translates."""
+
+    num_beams: int = field(default=1, metadata={"help": "Beams of the search; 1 is greedy."})
+    batch_size: int = field(default=32, metadata={"help": "Sentences translated at once."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Longest translation in tokens; what the model was trained for if not given."}
+    )
+    device: str | None = field(default=None, metadata={"help": "cuda, cpu, ...; the fastest there is if not given."})
+
+
+@dataclass
+class FileArguments:
+    """Where generate.py reads and writes."""
+
+    input_file: str | None = field(default=None, metadata={"help": "Text, a sentence a line; else standard input."})
+    output_file: str | None = field(default=None, metadata={"help": "Translations; else standard output."})
+
+
+@dataclass
+class EvaluationArguments:
+    """What evaluate.py measures, and where it writes."""
+
+    splits: list[str] | None = field(
+        default=None, metadata={"help": "Splits to evaluate; every test set if not given."}
+    )
+    output_file: str | None = field(default=None, metadata={"help": "JSON with the results; else standard output."})
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """`"hidden_size=128,tc_ffn_ratio=null"` or JSON as a dictionary."""
+    flow = text.strip() if text.lstrip().startswith("{") else "{" + text.replace("=", ": ") + "}"
+    try:
+        values = yaml.safe_load(flow)
+    except yaml.YAMLError as error:
+        raise ValueError(f"config_overrides must read key=value,key=value but is {text!r}.") from error
+    return {key: _as_number(value) for key, value in values.items()}
+
+
+def nearest(name: str, names) -> str:
+    """The one of `names` that `name` most likely stands for."""
+    return get_close_matches(name, list(names), n=1, cutoff=0)[0]
+
+
+class LeanArgumentParser(HfArgumentParser):
+    """Reads `[defaults.yaml ...] [--flag value ...]` into dataclasses; a mistake ends in a sentence and exit code 2."""
+
+    def __init__(self, dataclass_types, **kwargs):
+        # An abbreviation that works today would change its meaning with the next release's flags.
+        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+
+    def parse(self, argv: list[str] | None = None) -> tuple:
+        """The dataclasses, filled from YAML files (a later one wins) and then from flags."""
+        argv = sys.argv[1:] if argv is None else list(argv)
+        files = list(takewhile(lambda argument: argument.endswith((".yaml", ".yml")), argv))
+        settings: dict[str, Any] = {}
+        for file in files:
+            settings |= self._read(file)
+        tokens = [token for key, value in settings.items() for token in _as_flags(key, value)]
+        try:
+            *parsed, unknown = self.parse_args_into_dataclasses(
+                tokens + argv[len(files) :], return_remaining_strings=True, look_for_args_file=False
+            )
+        except ValueError as error:
+            self.error(str(error))
+        if unknown:
+            self._refuse(unknown[0])
+        return tuple(parsed)
+
+    def _read(self, file: str) -> dict[str, Any]:
+        try:
+            settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except OSError as error:
+            self.error(f"{file} cannot be read: {error.strerror}.")
+        except yaml.YAMLError as error:
+            self.error(f"{file} is not valid YAML: {' '.join(str(error).split())}.")
+        if not isinstance(settings, dict):
+            self.error(f"{file} must hold lines of `key: value`.")
+        flags = {action.dest: action for action in self._actions if action.dest != "help"}
+        for key, value in settings.items():
+            if key not in flags:
+                self.error(f"{file}: there is no {key!r}; did you mean {nearest(str(key), flags)!r}?")
+            if isinstance(value, bool) and flags[key].type is not string_to_bool:
+                self.error(f"{file}: YAML reads the value of {key} as {value}; put it in quotes.")
+            self._check(file, _as_flags(key, value))
+        return settings
+
+    def _check(self, file: str, tokens: list[str]) -> None:
+        """Let a wrong value fail here, where the file that has it is known."""
+        prog, self.prog = self.prog, file
+        self.parse_known_args(tokens)
+        self.prog = prog
+
+    def _refuse(self, argument: str) -> NoReturn:
+        if not argument.startswith("--"):
+            self.error(f"{argument!r} belongs to no flag (YAML files come first and end in .yaml).")
+        name = argument[2:].split("=")[0].replace("-", "_")
+        names = [action.dest for action in self._actions]
+        self.error(f"there is no {argument.split('=')[0]}; did you mean --{nearest(name, names)}?")
+
+    def error(self, message: str) -> NoReturn:
+        # Without argparse's usage, which would be 150 flags long here.
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turns an error that leanformers itself raises, made for its user, into a message and exit code 1.
+
+    An error from anywhere else keeps its traceback.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+        if frames[-1].f_globals.get("__name__", "").split(".")[0] != "leanformers":
+            raise
+        sys.exit(f"error: {error}")
+
+
+def _as_flags(key: str, value: Any) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
+
+
+def _as_number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

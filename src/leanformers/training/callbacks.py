@@ -1,0 +1,52 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""Callbacks of a run: Ctrl-C that loses nothing, and training curves that are there while it runs."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+
+import torch
+from accelerate.utils import gather
+from transformers import TrainerCallback
+
+from leanformers.plots import training_curves
+
+
+class InterruptCallback(TrainerCallback):
+    """On Ctrl-C or SIGTERM, ends training after the running step and a checkpoint.
+
+    A second Ctrl-C ends the process at once. In a distributed run the processes agree on the step: they are not
+    signalled at the same time, and a process that stopped alone would leave the others waiting for its gradients.
+    """
+
+    def __init__(self):
+        self.signal = 0
+        self._previous: dict[int, signal.Handlers] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._note)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            self.signal = int(gather(torch.tensor([self.signal], device=args.device)).max())
+        if self.signal:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, self._previous[number])
+
+
+class CurvesCallback(TrainerCallback):
+    """Draws `training_curves.png` in the output directory after each evaluation and at the end."""
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and any("loss" in entry or "eval_loss" in entry for entry in state.log_history):
+            training_curves(state.log_history, Path(args.output_dir) / "training_curves.png")
+
+    on_train_end = on_evaluate

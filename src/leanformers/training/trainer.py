@@ -1,0 +1,112 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""Seq2SeqTrainer with what translation needs on top.
+
+- Batches of similar length whose order a resumed run finds again (`LengthBucketSampler`).
+- Evaluation by sacreBLEU against the references' own text, and by loss and perplexity per real target token; the loss
+  of evaluation is never smoothed. Processes that share an evaluation count no sentence twice.
+- A checkpoint that cannot be written leaves the earlier ones as they were, and says so.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
+from transformers import EvalPrediction, PreTrainedModel, Seq2SeqTrainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from leanformers.arguments import TranslationTrainingArguments
+from leanformers.data.collator import TranslationCollator
+from leanformers.data.tokenizers import TranslationTokenizers
+from leanformers.evaluation.perplexity import row_losses, summarize
+from leanformers.evaluation.translation import score_translations
+
+from .checkpoints import saving
+from .length_buckets import LengthBucketSampler
+
+
+class TranslationTrainer(Seq2SeqTrainer):
+    """
+    Args:
+        train_dataset, eval_dataset: With columns source, target, input_ids, labels and length.
+        tokenizers: Saved beside the model in every checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TranslationTrainingArguments,
+        tokenizers: TranslationTokenizers,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=TranslationCollator(tokenizers.source, model=model),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizers,
+            compute_metrics=self._score if args.predict_with_generate else None,
+            callbacks=callbacks,
+        )
+        self.signatures: dict[str, str] = {}
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(dataset)
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthBucketSampler(dataset["length"], batch_size, seed)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler:
+        # In order, so that translations meet their references.
+        return SequentialSampler(eval_dataset)
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        longest_first = np.argsort(dataset["length"])[::-1]
+        return super().get_eval_dataloader(dataset.select(longest_first))
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, description: str, *args, metric_key_prefix: str = "eval", **kwargs
+    ) -> EvalLoopOutput:
+        self._references = dataloader.dataset["target"]
+        self._row_losses: list[torch.Tensor] = []
+        # Seq2SeqTrainer's own choice keeps the sentences that are repeated to give every process as many batches.
+        self.gather_function = self.accelerator.gather_for_metrics
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        totals = {f"{metric_key_prefix}_{key}": value for key, value in summarize(self._row_losses).items()}
+        return output._replace(metrics=output.metrics | totals)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.pop("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            rows = row_losses(model(**inputs).logits, labels)
+        self._row_losses.append(self.accelerator.gather_for_metrics(rows).cpu())
+        loss, num_tokens = rows.sum(dim=0)
+        if prediction_loss_only:
+            return loss / num_tokens, None, None
+        # Without labels the parent translates and computes no loss.
+        source = {key: value for key, value in inputs.items() if key != "decoder_input_ids"}
+        _, translations, _ = super().prediction_step(model, source, False, ignore_keys, **gen_kwargs)
+        return loss / num_tokens, translations, labels
+
+    def _score(self, prediction: EvalPrediction) -> dict[str, float]:
+        tokenizer = self.processing_class.target
+        # Batches of different widths are joined with -100.
+        tokens = prediction.predictions.copy()
+        tokens[tokens == -100] = tokenizer.pad_token_id
+        scores = score_translations(tokenizer.batch_decode(tokens, skip_special_tokens=True), self._references)
+        # Loggers take numbers only.
+        self.signatures = {key: value for key, value in scores.items() if isinstance(value, str)}
+        return {key: value for key, value in scores.items() if key not in self.signatures}
+
+    def _save_checkpoint(self, model, trial) -> None:
+        directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with saving(directory, remove=True):
+            super()._save_checkpoint(model, trial)
