@@ -46,6 +46,7 @@ def train_tokenizer(lines: Iterable[str], kind: str = "bpe", vocab_size: int = 8
             f"{len(alphabet)} bytes are always in it, so ask for at least {smallest}."
         )
     common: dict[str, Any] = {"vocab_size": vocab_size, "special_tokens": special_tokens, "initial_alphabet": alphabet}
+    trainer: trainers.Trainer
     if kind == "bpe":
         tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
         trainer = trainers.BpeTrainer(**common)

@@ -173,18 +173,19 @@ def _to_pairs(dataset: Dataset, name: str, arguments: "TranslationDataArguments"
 
 
 def tokenize_translation(
-    dataset: Dataset, tokenizers: TranslationTokenizers, arguments: "TranslationDataArguments", name: str = "data"
+    dataset: Dataset, tokenizers: TranslationTokenizers, arguments: "TranslationDataArguments", name: str = "train"
 ) -> Dataset:
     """Add `input_ids`, `labels` and, for bucketing, `length` (of the longer side) to the columns of a split.
 
-    Pairs longer than `max_source_length` or `max_target_length` (in tokens, `</s>` included; None for no limit) are
-    counted, and `length_policy` says what becomes of them: "error", "drop", or "truncate", which keeps `</s>`.
+    Pairs longer than `max_source_length` or `max_target_length` (in tokens, `</s>` included) are counted, and
+    `length_policy` says what becomes of them: "error"; "drop", which leaves all splits but `train` whole, since scores
+    on part of a test set compare with nothing; or "truncate", which keeps `</s>` and the text beside the tokens.
 
     Args:
         dataset: One split of `load_translation`.
         tokenizers: Those of the two languages.
         arguments: Has the limits, the policy and `num_proc`.
-        name: What messages call this split.
+        name: The split's name.
     """
     policy = arguments.length_policy
     if policy not in ("error", "drop", "truncate"):
@@ -196,19 +197,16 @@ def tokenize_translation(
             "input_ids": tokenizers.source(batch["source"])["input_ids"],
             "labels": tokenizers.target(batch["target"])["input_ids"],
         }
-        lengths = {f"{column}_length": [len(ids) for ids in rows] for column, rows in tokens.items()}
+        whole = {f"{column}_length": [len(ids) for ids in rows] for column, rows in tokens.items()}
         if policy == "truncate":
             tokens = {column: [_truncate(ids, limits[column]) for ids in rows] for column, rows in tokens.items()}
         longer = [max(map(len, pair)) for pair in zip(*tokens.values(), strict=True)]
-        return {**tokens, **lengths, "length": longer}
+        return {**tokens, **whole, "length": longer}
 
     dataset = dataset.map(encode, batched=True, num_proc=arguments.num_proc, desc=f"Tokenizing {name}")
     lengths = {column: np.asarray(dataset[f"{column}_length"]) for column in limits}
     dataset = dataset.remove_columns([f"{column}_length" for column in limits])
-    too_long = np.zeros(len(dataset), dtype=bool)
-    for column, limit in limits.items():
-        if limit is not None:
-            too_long |= lengths[column] > limit
+    too_long = (lengths["input_ids"] > limits["input_ids"]) | (lengths["labels"] > limits["labels"])
     if not too_long.any():
         return dataset
     found = (
@@ -216,15 +214,18 @@ def tokenize_translation(
         f"max_target_length={limits['labels']} (the longest source has {lengths['input_ids'].max()} tokens, the "
         f"longest target {lengths['labels'].max()})"
     )
-    if policy == "error" or policy == "drop" and too_long.all():
-        raise ValueError(f"{found}. Raise the limits, or set length_policy to 'drop' or 'truncate'.")
+    if policy == "drop" and name == "train" and not too_long.all():
+        logger.warning(f"{found} and are dropped.")
+        return dataset.select(np.flatnonzero(~too_long))
+    if policy == "drop" and name != "train":
+        logger.warning(f"{found} and are kept: only training pairs are dropped.")
+        return dataset
     if policy == "truncate":
         logger.warning(f"{found} and are truncated.")
         return dataset
-    logger.warning(f"{found} and are dropped.")
-    return dataset.select(np.flatnonzero(~too_long))
+    raise ValueError(f"{found}. Raise the limits, or set length_policy to 'drop' or 'truncate'.")
 
 
-def _truncate(ids: list[int], limit: int | None) -> list[int]:
+def _truncate(ids: list[int], limit: int) -> list[int]:
     """Cut before the last token, which is `</s>`."""
-    return ids if limit is None or len(ids) <= limit else ids[: limit - 1] + ids[-1:]
+    return ids if len(ids) <= limit else ids[: limit - 1] + ids[-1:]
