@@ -7,6 +7,7 @@ A number that is not given is left out; none is filled in.
 import copy
 import os
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.resources import files
@@ -17,12 +18,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from ..registry import Family
+from .static_checks import LANGUAGE
 
-PIPELINE_TAGS = {
-    "AutoModelForSeq2SeqLM": "translation",
-    "AutoModelForCausalLM": "text-generation",
-    "AutoModelForSequenceClassification": "text-classification",
-}
+PIPELINE_TAGS = {"AutoModelForSeq2SeqLM": "translation", "AutoModelForCausalLM": "text-generation"}
 # Name in the results -> (name on the Hub, heading).
 METRICS = {
     "bleu": ("sacrebleu", "BLEU"),
@@ -46,6 +44,7 @@ TRAINING_ARGUMENTS = (
     "fp16",
     "seed",
 )
+UNSET = (None, False, -1, "")
 NUMBERS = "number translation (English number words to German ones, 0 to 999,999)"
 
 
@@ -95,7 +94,7 @@ def render_card(
         columns=[name for name in METRICS if any(name in row for row in results.values())],
         headings={name: heading for name, (_, heading) in METRICS.items()},
         signatures={key: value for key, value in metrics.items() if key.endswith("_signature")},
-        training={name: arguments[name] for name in TRAINING_ARGUMENTS if arguments.get(name) is not None},
+        training={name: arguments[name] for name in TRAINING_ARGUMENTS if arguments.get(name) not in UNSET},
         runtime=metrics.get("train_runtime"),
         hardware=metrics.get("hardware"),
         versions={name: version(name) for name in ("leanformers", "transformers", "torch")},
@@ -142,9 +141,10 @@ def _metadata(
     results: Mapping[str, Mapping[str, float]],
     metrics: Mapping[str, object],
 ) -> ModelCardData:
-    dataset = str(arguments.get("dataset_name") or arguments.get("task") or "local")
-    languages = [arguments.get("source_lang"), arguments.get("target_lang")]
-    pipeline_tag = PIPELINE_TAGS.get(auto_class, "feature-extraction")
+    hub_dataset = _hub_dataset(arguments)
+    dataset = hub_dataset or str(arguments.get("task") or "local")
+    languages = [str(arguments.get(name, "")) for name in ("source_lang", "target_lang")]
+    pipeline_tag = PIPELINE_TAGS[auto_class]
     tags = ["custom_code", "leanformers", model.config.model_type]
     eval_results = [
         EvalResult(
@@ -162,16 +162,21 @@ def _metadata(
     ]
     return ModelCardData(
         # ISO 639 has "und" for a language that is not known.
-        language=[str(language) for language in languages if language] or ["und"],
+        language=[language for language in languages if LANGUAGE.fullmatch(language)] or ["und"],
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag=pipeline_tag,
         tags=[*tags, f"arxiv:{family.paper}"] if family else tags,
-        datasets=[str(arguments["dataset_name"])] if arguments.get("dataset_name") else None,
+        datasets=[hub_dataset] if hub_dataset else None,
         metrics=sorted({METRICS[name][0] for row in results.values() for name in row}) or None,
         model_name=family.title if family else type(model).__name__,
         eval_results=eval_results or None,
     )
+
+
+def _hub_dataset(arguments: Mapping[str, object]) -> str | None:
+    name = str(arguments.get("dataset_name") or "")
+    return name if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) and not os.path.exists(name) else None
 
 
 def _data_name(arguments: Mapping[str, object]) -> str | None:
@@ -179,7 +184,7 @@ def _data_name(arguments: Mapping[str, object]) -> str | None:
     if arguments.get("task") == "numbers":
         return NUMBERS
     if arguments.get("dataset_name"):
-        return str(arguments["dataset_name"])
+        return _hub_dataset(arguments) or PurePath(str(arguments["dataset_name"])).name
     train_files = arguments.get("train_files")
     return " and ".join(PurePath(str(file)).name for file in train_files) if isinstance(train_files, list) else None
 

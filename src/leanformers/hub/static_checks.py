@@ -30,7 +30,7 @@ def static_problems(directory: Path) -> list[str]:
     problems += code_problems(directory)
     problems += _auto_map_problems(directory, config)
     problems += _file_problems(directory)
-    problems += _weight_problems(directory)
+    problems += weight_problems(directory)
     problems += _tokenizer_problems(directory)
     problems += _generation_problems(directory, config)
     problems += _card_problems(directory)
@@ -88,7 +88,8 @@ def _file_problems(directory: Path) -> list[str]:
     return problems
 
 
-def _weight_problems(directory: Path) -> list[str]:
+def weight_problems(directory: Path) -> list[str]:
+    """Whether the safetensors files are whole, and agree with their index."""
     problems, keys = [], {}
     for path in sorted(directory.glob("*.safetensors")):
         try:
@@ -143,7 +144,9 @@ def _tokenizer_problems(directory: Path) -> list[str]:
 
 
 def _generation_problems(directory: Path, config: dict) -> list[str]:
-    if GENERATING & (config.get("auto_map") or {}).keys() or (directory / "generation_config.json").exists():
+    auto_map, saved = config.get("auto_map") or {}, config.get("architectures") or []
+    generates = any(str(auto_map.get(auto_class)).rpartition(".")[2] in saved for auto_class in GENERATING)
+    if generates or (directory / "generation_config.json").exists():
         return _read_json(directory, "generation_config.json")[1]
     return []
 

@@ -1,0 +1,37 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""Export a training run to a Hub folder, and upload it with --push.
+
+    python scripts/export_to_hub.py outputs/anthe_numbers --output hub/anthe_numbers
+    python scripts/export_to_hub.py outputs/anthe_numbers --output hub/anthe_numbers --push --repo_id me/anthe-numbers
+
+The folder gets its name only after `leanformers.hub.check` has loaded and run it in a clean process.
+"""
+
+import argparse
+
+from leanformers.arguments import plain_errors
+from leanformers.hub.export import export_run, push
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", help="output folder of scripts/train_seq2seq.py, or any folder with a model")
+    parser.add_argument("--output", required=True, help="folder to write; a new or an empty one")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in --output")
+    parser.add_argument("--push", action="store_true", help="upload the folder to --repo_id when it is written")
+    parser.add_argument("--repo_id", help="name on the Hub, organisation/name; also goes into the card")
+    parser.add_argument("--private", action="store_true", help="make a new repository on the Hub private")
+    arguments = parser.parse_args(argv)
+    if arguments.push and not arguments.repo_id:
+        parser.error("--push needs --repo_id organisation/name")
+    with plain_errors():
+        folder = export_run(
+            arguments.run, arguments.output, repository=arguments.repo_id, overwrite=arguments.overwrite
+        )
+        print(f"{folder}: complete, and it loads and runs in a clean process.")
+        if arguments.push:
+            print(push(folder, arguments.repo_id, private=arguments.private))
+
+
+if __name__ == "__main__":
+    main()
