@@ -15,6 +15,15 @@ ANTHE_SIZES = {
     "intermediate_size": 48,
 }
 
+
+def attention_shapes(self, batch_size, seq_length, config):
+    """KgV stores no keys of cross-attention (`seq_length` None), only one number a head in their place."""
+    heads, head_dim = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    if seq_length is None:
+        return (batch_size, heads, 1), (batch_size, heads, head_dim)
+    return ((batch_size, heads, seq_length, head_dim),) * 2
+
+
 FAMILIES = [
     Family(
         name="Anthe",
@@ -22,6 +31,7 @@ FAMILIES = [
         config_kwargs=ANTHE_SIZES | {"tc_attn_ratio": 0.5, "tc_ffn_ratio": 0.5},
         heads=ANTHE_HEADS,
         test_attrs={"encoder_left_padding": True},
+        test_overrides={"_get_attention_shape": attention_shapes},
     ),
     Family(
         name="AntheTransformer",
