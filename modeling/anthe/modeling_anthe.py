@@ -84,6 +84,23 @@ def positions_of(attention_mask: torch.Tensor | None, inputs: torch.Tensor, past
     return (position_ids - num_left_pads).clamp(min=0)
 
 
+def decoder_masks(
+    config: AntheConfig,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_key_values: EncoderDecoderCache | None,
+) -> dict[str, torch.Tensor | None]:
+    """All that the decoder reads off its mask `[batch, past_length + length]`, for inputs `[batch, length, ...]`."""
+    cache = None if past_key_values is None else past_key_values.self_attention_cache
+    return {
+        "position_ids": positions_of(attention_mask, inputs_embeds, 0 if cache is None else cache.get_seq_length()),
+        "is_real": real_tokens(attention_mask, inputs_embeds.shape[1]),
+        "causal_mask": create_causal_mask(
+            config=config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=cache
+        ),
+    }
+
+
 class AntheEmbeddings(nn.Module):
     """Token table, positions and soft positions: `[batch, length]` -> `[batch, length, hidden_size]`."""
 
@@ -454,7 +471,8 @@ class AntheDecoder(AnthePreTrainedModel):
         """
         Args:
             input_ids (`torch.LongTensor`, *optional*): `[batch, target_length]`, without those already in the cache.
-            attention_mask (`torch.Tensor`, *optional*): `[batch, past_length + target_length]`.
+            attention_mask (`torch.Tensor` or `dict`, *optional*): `[batch, past_length + target_length]`, or what
+                `decoder_masks` makes of it.
             encoder_hidden_states (`torch.FloatTensor`): `[batch, source_length, hidden_size]`.
             encoder_attention_mask (`torch.Tensor`, *optional*): `[batch, source_length]`.
             past_key_values (`EncoderDecoderCache`, *optional*): of two `DynamicCache(config=model.config)`.
@@ -468,20 +486,12 @@ class AntheDecoder(AnthePreTrainedModel):
             inputs_embeds = self.embeddings.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        cache_layer = self._soft_positions_layer(past_key_values)
+        masks = attention_mask
+        if not isinstance(masks, dict):
+            masks = decoder_masks(self.config, inputs_embeds, attention_mask, past_key_values)
 
-        hidden_states = self.embeddings(
-            inputs_embeds,
-            positions_of(attention_mask, inputs_embeds, past_length),
-            real_tokens(attention_mask, inputs_embeds.shape[1]),
-            self._soft_positions_layer(past_key_values),
-        )
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=attention_mask,
-            past_key_values=None if past_key_values is None else past_key_values.self_attention_cache,
-        )
+        hidden_states = self.embeddings(inputs_embeds, masks["position_ids"], masks["is_real"], cache_layer)
         encoder_mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=hidden_states,
@@ -491,7 +501,7 @@ class AntheDecoder(AnthePreTrainedModel):
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
-                causal_mask,
+                masks["causal_mask"],
                 encoder_hidden_states,
                 encoder_attention_mask=encoder_mask,
                 past_key_values=past_key_values,
@@ -608,6 +618,11 @@ class AntheForSeq2SeqLM(AnthePreTrainedModel, GenerationMixin):
         else:
             self.lm_head = build_linear(config, size, config.vocab_size, config.tc_output_ratio)
         self.post_init()
+
+    @staticmethod
+    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, **kwargs):
+        """`generate` calls this ahead of a compiled step, whose inputs must not grow as a 2D mask does."""
+        return decoder_masks(config, inputs_embeds, attention_mask, past_key_values)
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """Labels `[batch, length]` one step later, behind `decoder_start_token_id`; -100 becomes padding."""
