@@ -32,6 +32,10 @@ FAMILIES = [
         heads=ANTHE_HEADS,
         test_attrs={"encoder_left_padding": True},
         test_overrides={"_get_attention_shape": attention_shapes},
+        skip={
+            "test_inputs_embeds_matches_input_ids": "it embeds target ids with the source table; AntheTransformer, "
+            "which has one table, passes it"
+        },
     ),
     Family(
         name="AntheTransformer",
