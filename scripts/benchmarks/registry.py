@@ -1,0 +1,55 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""The benchmarks by name. A benchmark is a function from `Settings` to its cases, in a module beside this one."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+BENCHMARKS = {
+    "anthe_training": "anthe:training",
+    "anthe_generation": "anthe:generation",
+    "anthe_memory": "anthe:memory",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line decides for every benchmark."""
+
+    preset: str
+    device: str
+    dtype: str
+    threads: int | None
+    batch_size: int
+    source_length: int
+    target_length: int
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """One quantity measured for several contenders under equal conditions; the first contender is ours.
+
+    Args:
+        contenders: zero-argument callables. With `tokens` they are timed; without, a call returns the measured value
+            in `unit` and the lower value is the better one.
+        tokens: what one call gets done, for tokens per second.
+        models: what each contender is, for the record.
+        most_repeats: a limit for measurements that hardly vary and cost a process each.
+    """
+
+    name: str
+    unit: str
+    shapes: dict[str, int]
+    contenders: dict[str, Callable[[], float | None]]
+    tokens: int | None = None
+    models: dict[str, dict] = field(default_factory=dict)
+    most_repeats: int | None = None
+
+
+def cases(name: str, settings: Settings) -> list[Case]:
+    """Builds the cases of one benchmark."""
+    module, _, function = BENCHMARKS[name].partition(":")
+    return getattr(importlib.import_module(module), function)(settings)

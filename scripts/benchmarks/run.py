@@ -1,0 +1,226 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""Runs benchmarks, ours and its peer in turns, prints a table and writes JSON.
+
+    python scripts/benchmarks/run.py --bench anthe_training anthe_generation --threads 2 --json out.json
+    python scripts/benchmarks/run.py --bench anthe_training --base main   # the same on another commit, and the ratio
+
+Each sample of a contender is followed by one of the other, so that a noisy machine hits both. Reported are medians
+with quartiles. A cost ratio is ours over the peer's, in time or memory: below 1 is better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from registry import BENCHMARKS, Case, Settings, cases
+
+import leanformers.modeling
+
+# Of the library that is measured, which is another commit's when --base puts one first on the path.
+ROOT = Path(leanformers.__file__).resolve().parents[2]
+QUICK = {"batch_size": 2, "source_length": 5, "target_length": 4, "new_tokens": 3, "repeats": 2, "warmup": 1}
+FULL = {"batch_size": 16, "source_length": 32, "target_length": 32, "new_tokens": 64, "repeats": 10, "warmup": 3}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bench", nargs="+", choices=sorted(BENCHMARKS), default=sorted(BENCHMARKS))
+    parser.add_argument("--preset", type=Path, help="configuration JSON of our model (anthe_base; with --quick, tiny)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: as torch chooses)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: checks that the benchmark runs, no figures")
+    for name, default in FULL.items():
+        option = "--" + name.replace("_", "-")
+        parser.add_argument(option, type=int, help=f"default: {default}, with --quick {QUICK[name]}")
+    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser.add_argument("--base", metavar="REF", help="also run that commit, in a worktree, and print the ratio")
+    arguments = parser.parse_args(argv)
+    for name, default in (QUICK if arguments.quick else FULL).items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
+        elif getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(arguments, name)}")
+    if arguments.preset is not None and not arguments.preset.is_file():
+        parser.error(f"--preset {arguments.preset} is not a file")
+    return arguments
+
+
+def measure(case: Case, warmup: int, repeats: int, device: str) -> dict:
+    """Samples of all contenders in turns, summarised."""
+    if case.tokens is not None:
+        for call in case.contenders.values():
+            for _ in range(warmup):
+                call()
+    samples: dict[str, list[float]] = {name: [] for name in case.contenders}
+    repeats = min(repeats, case.most_repeats or repeats)
+    gc.collect()
+    for _ in range(repeats):
+        for name, call in case.contenders.items():
+            samples[name].append(call() if case.tokens is None else seconds(call, device))
+    contenders = {name: summary(values, case.tokens) for name, values in samples.items()}
+    ours, *peers = samples
+    return {
+        "case": case.name,
+        "unit": case.unit,
+        "shapes": case.shapes,
+        "tokens_per_call": case.tokens,
+        "repeats": repeats,
+        "contenders": contenders,
+        "cost_ratios": {peer: contenders[ours]["cost"] / contenders[peer]["cost"] for peer in peers},
+        "models": case.models,
+    }
+
+
+def seconds(call, device: str) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def summary(samples: list[float], tokens: int | None) -> dict:
+    """Median and quartiles in the case's unit; `cost` is the median in seconds or, untimed, in that unit."""
+    values = sorted(samples if tokens is None else [tokens / sample for sample in samples])
+    quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    cost = statistics.median(samples)
+    return {"median": quartiles[1], "quartiles": [quartiles[0], quartiles[2]], "cost": cost, "samples": samples}
+
+
+def environment(arguments: argparse.Namespace) -> dict:
+    on_gpu = arguments.device.startswith("cuda")
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("leanformers", "torch", "transformers")},
+        },
+        "git": {"sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))},
+        "machine": {
+            "system": platform.system(),
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(arguments.device) if on_gpu else "cpu",
+        },
+    }
+
+
+def processor() -> str:
+    """Make and model, without the name of the machine."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def git(*command: str) -> str | None:
+    """Output of a git command in the measured library's checkout; None where there is none."""
+    result = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True)
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def run(arguments: argparse.Namespace) -> dict:
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    default = "tiny" if arguments.quick else "anthe_base"
+    preset = (arguments.preset or ROOT / "configs" / "model" / "anthe" / f"{default}.json").resolve()
+    sizes = {name: getattr(arguments, name) for name in ("batch_size", "source_length", "target_length", "new_tokens")}
+    settings = Settings(str(preset), arguments.device, arguments.dtype, arguments.threads, **sizes)
+    results = []
+    for name in arguments.bench:
+        for case in cases(name, settings):
+            result = measure(case, arguments.warmup, arguments.repeats, arguments.device)
+            results.append({"bench": name, "preset": preset.stem, "dtype": arguments.dtype, **result})
+            print(table_row(results[-1]), flush=True)
+    return {**environment(arguments), "quick": arguments.quick, "warmup": arguments.warmup, "results": results}
+
+
+def table_row(result: dict) -> str:
+    shapes = " ".join(f"{name}={size}" for name, size in result["shapes"].items())
+    lines = [f"{result['case']} ({result['preset']}, {result['dtype']}, {shapes})"]
+    for name, contender in result["contenders"].items():
+        low, high = contender["quartiles"]
+        lines.append(f"  {name:<12}{contender['median']:>12,.1f} {result['unit']}  [{low:,.1f} .. {high:,.1f}]")
+    what = "memory" if result["tokens_per_call"] is None else "time"
+    lines += [f"  {what} over {peer}'s: {ratio:.3f}" for peer, ratio in result["cost_ratios"].items()]
+    return "\n".join(lines)
+
+
+def run_base(arguments: argparse.Namespace) -> dict:
+    """The same benchmarks by this file on the library of another commit, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree, output = Path(folder) / "tree", Path(folder) / "base.json"
+        added = subprocess.run(
+            ["git", "-C", str(ROOT), "worktree", "add", "--detach", str(tree), arguments.base],
+            capture_output=True,
+            text=True,
+        )
+        if added.returncode:
+            raise SystemExit(f"--base {arguments.base}: git cannot check that out: {added.stderr.strip()}")
+        try:
+            # setup.cfg maps modeling/ into the package only when it is installed; an unpacked tree needs the link.
+            (tree / "src" / "leanformers" / "modeling").symlink_to(tree / "modeling")
+            command = [sys.executable, __file__, *base_options(arguments), "--json", str(output)]
+            child = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tree / "src")})
+            if child.returncode:
+                raise SystemExit(f"--base {arguments.base}: the benchmark failed on that commit, see above")
+            return json.loads(output.read_text())
+        finally:
+            git("worktree", "remove", "--force", str(tree))
+
+
+def base_options(arguments: argparse.Namespace) -> list[str]:
+    options = ["--bench", *arguments.bench, *(["--quick"] if arguments.quick else [])]
+    for name in ("preset", "device", "dtype", "threads", *FULL):
+        if getattr(arguments, name) is not None:
+            options += ["--" + name.replace("_", "-"), str(getattr(arguments, name))]
+    return options
+
+
+def compare(report: dict, base: dict) -> dict:
+    """Cost of this commit over the base's for every contender; the peer's ratio shows how noisy the machine was."""
+    before = {(result["bench"], result["case"]): result["contenders"] for result in base["results"]}
+    ratios = []
+    for result in report["results"]:
+        contenders = before[result["bench"], result["case"]]
+        costs = {name: now["cost"] / contenders[name]["cost"] for name, now in result["contenders"].items()}
+        ratios.append({"bench": result["bench"], "case": result["case"], "cost_over_base": costs})
+    return {"git": base["git"], "ratios": ratios, "results": base["results"]}
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse(argv)
+    if Path(next(iter(leanformers.modeling.__path__))).resolve() != ROOT / "modeling":
+        raise SystemExit("leanformers and leanformers.modeling come from different trees; install one with pip -e")
+    base = run_base(arguments) if arguments.base else None
+    report = run(arguments)
+    if base is not None:
+        report["base"] = {"ref": arguments.base, **compare(report, base)}
+        for entry in report["base"]["ratios"]:
+            ratios = ", ".join(f"{name} {ratio:.3f}" for name, ratio in entry["cost_over_base"].items())
+            print(f"{entry['case']}: cost over {arguments.base}'s: {ratios}")
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""The benchmark runner at toy sizes: what it measures and writes, never how fast it is."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def benchmarks(root):
+    """The runner and the registry, which stand beside each other in a folder of scripts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(root / "scripts" / "benchmarks"))
+        yield import_module("run"), import_module("registry")
+        for name in ("run", "registry", "anthe"):
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def report(benchmarks, tmp_path_factory):
+    output = tmp_path_factory.mktemp("benchmarks") / "new_folder" / "out.json"
+    benches = ["anthe_training", "anthe_generation"]
+    benchmarks[0].main(["--bench", *benches, "--quick", "--threads", "1", "--json", str(output)])
+    return json.loads(output.read_text())
+
+
+def test_every_case_is_measured_for_both_contenders(report):
+    cases = [result["case"] for result in report["results"]]
+    assert cases == ["training step", "greedy generation, batch 1", "greedy generation, batch 32"]
+    for result in report["results"]:
+        assert (result["preset"], result["dtype"], result["unit"]) == ("tiny", "float32", "tokens/s")
+        assert list(result["contenders"]) == ["anthe", "marian"]
+        for contender in result["contenders"].values():
+            low, high = contender["quartiles"]
+            assert 0 < low <= contender["median"] <= high
+            assert len(contender["samples"]) == result["repeats"] == 2
+        ratio = result["contenders"]["anthe"]["cost"] / result["contenders"]["marian"]["cost"]
+        assert math.isclose(result["cost_ratios"]["marian"], ratio)
+
+
+def test_rates_follow_from_tokens_and_times(report):
+    training, single, many = report["results"]
+    assert training["tokens_per_call"] == 2 * (5 + 4)
+    assert (single["tokens_per_call"], many["tokens_per_call"]) == (3, 32 * 3)
+    fastest, slowest = sorted(single["contenders"]["anthe"]["samples"])
+    assert math.isclose(single["contenders"]["anthe"]["median"], (3 / fastest + 3 / slowest) / 2)
+
+
+def test_report_says_what_ran_on_what_but_not_on_whose_machine(report, root):
+    assert report["versions"]["torch"] == torch.__version__
+    assert set(report["versions"]) == {"python", "leanformers", "torch", "transformers"}
+    assert set(report["machine"]) == {"system", "processor", "cores", "threads", "device"}
+    assert report["machine"]["threads"] == 1 and report["quick"] is True
+    assert report["git"]["sha"] is None or len(report["git"]["sha"]) == 40
+    models = report["results"][0]["models"]
+    assert models["anthe"]["class"] == "AntheForSeq2SeqLM"
+    assert models["marian"]["class"] == "MarianMTModel" and models["marian"]["parameters"] > 0
+    assert models["marian"]["config"]["share_encoder_decoder_embeddings"] is False
+    assert str(root) not in json.dumps(report)
+
+
+def test_peer_has_our_sizes(report):
+    anthe, marian = (report["results"][0]["models"][name]["config"] for name in ("anthe", "marian"))
+    assert marian["d_model"] == anthe["hidden_size"]
+    assert marian["vocab_size"] == marian["decoder_vocab_size"] == anthe["vocab_size"]
+    for side in ("encoder", "decoder"):
+        assert marian[f"{side}_layers"] == anthe[f"num_{side}_layers"]
+        assert marian[f"{side}_ffn_dim"] == anthe["intermediate_size"]
+        assert marian[f"{side}_attention_heads"] == anthe["num_attention_heads"]
+
+
+def test_peak_memory_is_measured_in_a_process_of_its_own(benchmarks, root):
+    tiny = str(root / "configs" / "model" / "anthe" / "tiny.json")
+    settings = benchmarks[1].Settings(tiny, "cpu", "float32", 1, 2, 5, 4, 3)
+    training, generation = benchmarks[1].cases("anthe_memory", settings)
+    assert (training.name, generation.name) == ("peak memory, training", "peak memory, generation")
+    ours = dataclasses.replace(training, contenders={"anthe": training.contenders["anthe"]})
+    result = benchmarks[0].measure(ours, warmup=1, repeats=1, device="cpu")
+    assert (result["unit"], result["repeats"], result["cost_ratios"]) == ("MiB", 1, {})
+    assert 1 < result["contenders"]["anthe"]["median"] < 500
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bench", "anthe_trainings"], "invalid choice: 'anthe_trainings'"),
+        (["--quick", "--repeats", "0"], "--repeats must be at least 1, not 0"),
+        (["--preset", "nowhere.json"], "nowhere.json is not a file"),
+    ],
+)
+def test_bad_options_are_named(benchmarks, capsys, options, message):
+    with pytest.raises(SystemExit):
+        benchmarks[0].main(options)
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_base_is_named(benchmarks):
+    with pytest.raises(SystemExit, match="--base no-such-commit: git cannot check that out"):
+        benchmarks[0].main(["--quick", "--base", "no-such-commit"])
+
+
+@pytest.mark.slow
+def test_base_runs_the_library_of_another_commit(benchmarks, root, tmp_path, capsys):
+    if subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True).returncode:
+        pytest.skip("not a git checkout")
+    output = tmp_path / "out.json"
+    benchmarks[0].main(["--bench", "anthe_training", "--quick", "--base", "HEAD", "--json", str(output)])
+    base = json.loads(output.read_text())["base"]
+    assert base["ref"] == "HEAD" and base["git"]["dirty"] is False
+    assert base["git"]["sha"] == json.loads(output.read_text())["git"]["sha"]
+    assert base["ratios"][0]["cost_over_base"].keys() == {"anthe", "marian"}
+    assert "cost over HEAD's" in capsys.readouterr().out
+    worktrees = subprocess.run(["git", "-C", str(root), "worktree", "list"], capture_output=True, text=True).stdout
+    assert base["git"]["sha"][:7] not in worktrees.partition("\n")[2]

@@ -1,0 +1,151 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""Parameters, MACs and cache bytes against figures worked out by hand."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import DynamicCache, EncoderDecoderCache
+
+from leanformers.accounting import (
+    cache_bytes,
+    count_parameters,
+    mac_table,
+    macs,
+    module_group,
+    parameter_table,
+)
+from leanformers.modeling.anthe import AntheConfig, AntheForSeq2SeqLM
+
+WIDTH, HIDDEN, VOCABULARY, LAYERS, HEADS = 16, 24, 30, 2, 2
+
+
+def anthe(**options) -> AntheForSeq2SeqLM:
+    dense = {"attention_gate": "none", "ffn_type": "relu", "position_embedding_type": "sinusoidal"}
+    chains = {"tc_attn_ratio": None, "tc_ffn_ratio": None}
+    sizes = {"hidden_size": WIDTH, "intermediate_size": HIDDEN, "vocab_size": VOCABULARY}
+    depth = {"num_encoder_layers": LAYERS, "num_decoder_layers": LAYERS, "num_attention_heads": HEADS}
+    return AntheForSeq2SeqLM(AntheConfig(**{**sizes, **depth, **dense, **chains, **options})).eval()
+
+
+def test_tied_and_shared_parameters_count_once():
+    tied = anthe(tie_word_embeddings=True, share_embeddings=True)
+    untied = anthe()
+    difference = 2 * VOCABULARY * WIDTH + VOCABULARY  # a table, an output matrix and its bias
+    assert count_parameters(untied) - count_parameters(tied) == difference
+    linear = nn.Linear(3, 4)
+    assert count_parameters(nn.Sequential(linear, linear)) == 3 * 4 + 4
+
+
+def test_parameters_on_the_meta_device():
+    with torch.device("meta"):
+        model = anthe(tie_word_embeddings=True)
+    assert count_parameters(model) == count_parameters(anthe(tie_word_embeddings=True))
+    assert parameter_table(model).rows == parameter_table(anthe(tie_word_embeddings=True)).rows
+
+
+def test_parameter_table_groups_layers_and_adds_up():
+    table = parameter_table(anthe())
+    assert table.total == count_parameters(anthe())
+    assert table.rows["model.encoder.layers.*.self_attn"] == LAYERS * 4 * (WIDTH * WIDTH + WIDTH)
+    assert table.rows["lm_head"] == VOCABULARY * WIDTH + VOCABULARY
+    text = str(table)
+    assert "model.decoder.layers.*.cross_attn" in text and f"{table.total:,}" in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("path", "group"),
+    [
+        ("model.encoder.layers.11.self_attn.q_proj", "model.encoder.layers.*.self_attn"),
+        ("model.layers.0.mlp.up_proj", "model.layers.*.mlp"),
+        ("model.encoder.embeddings.soft_positions.convs.0", "model.encoder.embeddings"),
+        ("lm_head", "lm_head"),
+    ],
+)
+def test_module_group(path, group):
+    assert module_group(path) == group
+
+
+def macs_by_hand(source: int, target: int) -> int:
+    def attention(queries: int, keys: int) -> int:
+        return (2 * queries + 2 * keys) * WIDTH * WIDTH + 2 * queries * keys * WIDTH
+
+    def feed_forward(tokens: int) -> int:
+        return 2 * tokens * WIDTH * HIDDEN
+
+    encoder = LAYERS * (attention(source, source) + feed_forward(source))
+    decoder = LAYERS * (attention(target, target) + attention(target, source) + feed_forward(target))
+    return encoder + decoder + target * WIDTH * VOCABULARY
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(("source", "target"), [(7, 5), (1, 1)])
+def test_macs_of_a_dense_transformer_equal_the_formula(attention, source, target):
+    model = anthe()
+    model.set_attn_implementation(attention)
+    assert macs(model, source, target) == macs_by_hand(source, target)
+
+
+def test_mac_table_adds_up_and_names_where():
+    table = mac_table(anthe(), 7, 5)
+    assert table.total == macs_by_hand(7, 5)
+    assert table.rows["lm_head"] == 5 * WIDTH * VOCABULARY
+    assert table.rows["model.encoder.layers.*.mlp"] == LAYERS * 2 * 7 * WIDTH * HIDDEN
+    assert "MACs" in str(table)
+
+
+def test_macs_count_what_runs():
+    materialised = anthe(tc_ffn_ratio=0.3, tc_forward="materialize", hidden_size=64, intermediate_size=128)
+    contracted = anthe(tc_ffn_ratio=0.01, tc_forward="chain", hidden_size=64, intermediate_size=128)
+    dense = anthe(hidden_size=64, intermediate_size=128)
+    assert macs(contracted, 8, 8) < macs(dense, 8, 8) == macs(materialised, 8, 8)
+
+
+def test_macs_leave_the_mode_alone():
+    model = anthe().train()
+    macs(model, 3, 3)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [((5,), "needs target_length"), ((5, 0), "decoder_input_ids must be at least 1, not 0")],
+)
+def test_impossible_lengths_are_named(lengths, message):
+    with pytest.raises(ValueError, match=message):
+        macs(anthe(), *lengths)
+
+
+def cache_after(model: AntheForSeq2SeqLM, batch: int, source: int, target: int) -> EncoderDecoderCache:
+    with torch.no_grad():
+        ids = torch.ones(batch, source, dtype=torch.long), torch.ones(batch, target, dtype=torch.long)
+        return model(ids[0], decoder_input_ids=ids[1], use_cache=True).past_key_values
+
+
+def test_cache_bytes_of_plain_attention():
+    assert cache_bytes(cache_after(anthe(), 3, 7, 5)) == 2 * LAYERS * 3 * (7 + 5) * WIDTH * 4
+
+
+def test_cache_bytes_of_kgv_hold_no_cross_attention_keys():
+    held = cache_bytes(cache_after(anthe(attention_gate="KgV"), 3, 7, 5))
+    plain = cache_bytes(cache_after(anthe(), 3, 7, 5))
+    keys = LAYERS * 3 * 7 * WIDTH * 4
+    assert plain - keys <= held < plain - keys // 2
+
+
+def test_cache_bytes_count_convolution_inputs():
+    plain, soft = (
+        cache_bytes(cache_after(anthe(position_embedding_type=kind), 3, 7, 5)) for kind in ("sinusoidal", "h_softpos")
+    )
+    reach, embedding_size = 2, WIDTH // 4
+    assert soft - plain == 3 * reach * embedding_size * 4
+
+
+def test_cache_bytes_count_shared_storage_once_and_views_as_what_they_hold_on_to():
+    shared = torch.zeros(2, 1, 100, 4)
+    cache = DynamicCache()
+    cache.update(shared, shared, 0)
+    layer = cache.layers[0]
+    layer.keys = layer.values = shared[:, :, :1]
+    assert cache_bytes(cache) == shared.numel() * 4
+    assert cache_bytes({"state": [shared, shared.transpose(1, 2)], "model": nn.Linear(50, 50)}) == shared.numel() * 4
+    assert cache_bytes(DynamicCache()) == 0
