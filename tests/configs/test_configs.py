@@ -1,0 +1,90 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""Every preset builds and every recipe parses, so that none can rot."""
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from transformers import AutoConfig
+
+from leanformers import FAMILIES, get_family
+from leanformers.arguments import (
+    LeanArgumentParser,
+    ModelArguments,
+    TranslationDataArguments,
+    TranslationTrainingArguments,
+)
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PRESETS = sorted(CONFIGS.glob("model/*/*.json"))
+RECIPES = sorted(CONFIGS.glob("train/*.yaml"))
+LAUNCHES = sorted(CONFIGS.glob("accelerate/*.yaml"))
+ARGUMENTS_OF = {"scripts/train_seq2seq.py": [ModelArguments, TranslationDataArguments, TranslationTrainingArguments]}
+
+
+def name(path):
+    return path.relative_to(CONFIGS).as_posix()
+
+
+def settings(path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_registry_names_the_presets_that_exist(family):
+    assert sorted(family.presets) == [path.stem for path in PRESETS if path.parent.name == family.name]
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=name)
+def test_preset_builds(path):
+    family, preset = get_family(path.parent.name), json.loads(path.read_text())
+    # PreTrainedConfig keeps keys it does not know, so a misspelt one would go unnoticed.
+    known = {field.name for field in fields(family.config_class)} | {"model_type", "architectures"}
+    assert set(preset) <= known
+    config = AutoConfig.from_pretrained(path)
+    assert type(config) is family.config_class
+    for auto_class, model in family.models.items():
+        with torch.device("meta"):
+            built = family.model_class(auto_class)(config)
+        assert built.num_parameters() > 0 and type(built).__name__ == model
+    assert set(preset["architectures"]) <= set(family.models.values())
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_recipe_parses(path, tmp_path, root, monkeypatch):
+    monkeypatch.chdir(root)
+    text = path.read_text(encoding="utf-8")
+    script = re.search(rf"^# python (\S+) {re.escape('configs/' + name(path))}$", text, re.MULTILINE)[1]
+    assert (root / script).is_file()
+    # With `use_cpu`, as a recipe for a GPU must parse here too.
+    argv = [str(path), "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false"]
+    model, data, training = LeanArgumentParser(ARGUMENTS_OF[script]).parse(argv)
+    assert Path(model.config_name) in [preset.relative_to(root) for preset in PRESETS]
+    assert data.task or data.dataset_name or data.train_files
+    assert training.max_steps > 0 or training.num_train_epochs > 0
+    assert settings(path)["output_dir"] == f"outputs/{path.stem}"
+
+
+@pytest.mark.parametrize("path", [*RECIPES, *LAUNCHES], ids=name)
+def test_every_setting_is_explained(path):
+    bare = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and "#" not in line]
+    assert [line for line in bare if not line.endswith(":")] == []
+
+
+def test_translation_recipes_compare_like_with_like():
+    """Anthe and the baseline differ in the model and in where it goes, and in nothing else."""
+    anthe, baseline = (settings(CONFIGS / f"train/{model}_multi30k.yaml") for model in ("anthe", "transformer"))
+    assert {key for key in anthe | baseline if anthe.get(key) != baseline.get(key)} == {"config_name", "output_dir"}
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=name)
+def test_accelerate_takes_the_launch_configuration(path):
+    load_config_from_file(str(path))
+    flags = vars(launch_command_parser().parse_args(["script.py"]))
+    assert set(settings(path).get("fsdp_config", {})) <= set(flags)
