@@ -53,7 +53,7 @@ def test_default_gate_of_the_original_leaks_and_is_refused_unless_asked_for(refe
     changed = target.clone()
     changed[0, 5] = 41
     with torch.no_grad():
-        first, second = (model(source, decoder_input_ids=ids, use_cache=False).logits for ids in (target, changed))
+        first, second = (model(source, decoder_input_ids=ids).logits for ids in (target, changed))
     assert (first - second)[:, :5].abs().max() > 1e-4
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
-"""The original's parameter counts to the last integer (`count_params` of its Keras models), on the meta device."""
+"""The original's integers: factors and bonds of its tensor chains, and the parameter counts of its Keras models."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ import torch
 from leanformers.accounting import count_parameters, parameter_table
 from leanformers.conversion.anthe import config_from_hparams
 from leanformers.modeling.anthe import AntheForSeq2SeqLM
+from leanformers.modeling.anthe.tensor_chain import TensorChainLinear, factorize
 
 GATED = "geglu_gateattention:kqv_hsoftpos:2"
 ANTHE = f"{GATED}_tcffn:.005_tcpreatt:.07_tclength:2"
@@ -64,3 +65,40 @@ def test_where_the_parameters_of_anthe_are():
     assert in_layers == 5_922_936
     assert rows["lm_head"] == 16_416_000
     assert sum(rows.values()) - in_layers - rows["lm_head"] == 2 * 4_178_048
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "factors"),
+    [
+        (2, 512, (32, 16)),
+        (2, 1365, (39, 35)),
+        (2, 2048, (32, 64)),
+        (2, 32000, (80, 400)),
+        (2, 128, (8, 16)),
+        (2, 384, (24, 16)),
+        (2, 30, (6, 5)),
+        (3, 512, (16, 2, 16)),
+        (3, 1365, (3, 35, 13)),
+        (3, 2048, (32, 2, 32)),
+        (3, 96, (4, 3, 8)),
+        (3, 32000, (16, 125, 16)),
+        (3, 3, (1, 3, 1)),
+        (3, 14, (2, 7, 1)),
+        (3, 30, (3, 2, 5)),
+        (3, 15, (3, 1, 5)),
+        (4, 512, (8, 4, 4, 4)),
+        (4, 6, (2, 1, 1, 3)),
+        (4, 30, (2, 1, 3, 5)),
+    ],
+)
+def test_factors(length, size, factors):
+    assert factorize(size, length) == factors
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ratio", "bond"),
+    [((512, 512), 0.07, 14), ((512, 1365), 0.005, 2), ((1365, 512), 0.005, 2), ((512, 1365), 0.1, 38)],
+)
+def test_bonds(sizes, ratio, bond):
+    with torch.device("meta"):
+        assert TensorChainLinear(*sizes, ratio, length=2).bond_dim == bond

@@ -4,6 +4,7 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -26,20 +27,19 @@ def source(reference_weights, tmp_path):
     return path
 
 
-def run(root, *options):
-    command = [
-        sys.executable,
-        str(root / "scripts" / "convert_checkpoint.py"),
-        "--family",
-        "anthe",
-        *map(str, options),
-    ]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture
+def convert(root, monkeypatch):
+    """The script's `main` with the family given."""
+    monkeypatch.syspath_prepend(str(root / "scripts"))
+    script = import_module("convert_checkpoint")
+    return lambda *options: script.main(["--family", "anthe", *map(str, options)])
 
 
 def test_folder_loads_and_computes_what_was_converted(root, shared, tmp_path):
     golden = shared / "reference" / "anthe" / "model_anthe_tc2_d32.safetensors"
-    result = run(root, "--source", golden, "--output", tmp_path / "converted")
+    script = root / "scripts" / "convert_checkpoint.py"
+    options = ["--family", "anthe", "--source", golden, "--output", tmp_path / "converted"]
+    result = subprocess.run([sys.executable, script, *options], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "17,676 parameters" in result.stdout
     with safe_open(golden, "pt") as file:
@@ -63,19 +63,19 @@ def test_npz_with_hparams_in_json_gives_the_same_model(reference_weights, tmp_pa
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
-def test_output_that_is_not_empty_is_left_alone(root, source, tmp_path):
+def test_output_that_is_not_empty_is_left_alone(convert, source, tmp_path):
     output = tmp_path / "mine"
     output.mkdir()
     (output / "thesis.txt").write_text("years of work")
-    result = run(root, "--source", source, "--output", output)
-    assert result.returncode != 0 and "not an empty folder" in result.stderr and "Traceback" not in result.stderr
+    with pytest.raises(SystemExit, match="error: the output .* is not an empty folder"):
+        convert("--source", source, "--output", output)
     assert [path.name for path in output.iterdir()] == ["thesis.txt"]
 
 
-def test_truncated_file_is_told_in_one_sentence(root, source, tmp_path):
+def test_truncated_file_is_told_in_one_sentence(convert, source, tmp_path):
     source.write_bytes(source.read_bytes()[:-100])
-    result = run(root, "--source", source, "--output", tmp_path / "converted")
-    assert result.returncode != 0 and "damaged or cut short" in result.stderr and "Traceback" not in result.stderr
+    with pytest.raises(SystemExit, match="error: .* is damaged or cut short"):
+        convert("--source", source, "--output", tmp_path / "converted")
     assert not (tmp_path / "converted").exists()
 
 
@@ -103,13 +103,12 @@ def test_bad_sources(tmp_path, source):
         read_checkpoint(source, tmp_path / "broken.json")
 
 
-def test_leaking_gate_needs_the_flag(root, reference_weights, tmp_path):
+def test_leaking_gate_needs_the_flag(convert, reference_weights, tmp_path):
     hparams = {**SIZES, "ref_string": "gateattention"}
     weights = {name: torch.from_numpy(weight) for name, weight in reference_weights(hparams).items()}
     save_file(weights, tmp_path / "leaking.safetensors", metadata=hparams)
     options = ["--source", tmp_path / "leaking.safetensors", "--output", tmp_path / "converted"]
-    refused = run(root, *options)
-    assert refused.returncode != 0 and "--allow-noncausal-gate" in refused.stderr
-    accepted = run(root, *options, "--allow-noncausal-gate")
-    assert accepted.returncode == 0, accepted.stderr
+    with pytest.raises(SystemExit, match="--allow-noncausal-gate"):
+        convert(*options)
+    convert(*options, "--allow-noncausal-gate")
     assert AntheForSeq2SeqLM.from_pretrained(tmp_path / "converted").config.attention_gate == "QgV"

@@ -101,6 +101,7 @@ def config_from_hparams(hparams: Mapping[str, Any], *, allow_noncausal_gate: boo
             num_encoder_layers=encoder_layers,
             num_decoder_layers=decoder_layers,
             allow_noncausal_gate=allow_noncausal_gate,
+            use_cache=gate in CAUSAL_GATES,
             **fields,
         )
     except StrictDataclassError as error:
