@@ -44,7 +44,6 @@ TRAINING_ARGUMENTS = (
     "fp16",
     "seed",
 )
-UNSET = (None, False, -1, "")
 NUMBERS = "number translation (English number words to German ones, 0 to 999,999)"
 
 
@@ -94,7 +93,7 @@ def render_card(
         columns=[name for name in METRICS if any(name in row for row in results.values())],
         headings={name: heading for name, (_, heading) in METRICS.items()},
         signatures={key: value for key, value in metrics.items() if key.endswith("_signature")},
-        training={name: arguments[name] for name in TRAINING_ARGUMENTS if arguments.get(name) not in UNSET},
+        training=_training_arguments(arguments),
         runtime=metrics.get("train_runtime"),
         hardware=metrics.get("hardware"),
         versions={name: version(name) for name in ("leanformers", "transformers", "torch")},
@@ -172,6 +171,12 @@ def _metadata(
         model_name=family.title if family else type(model).__name__,
         eval_results=eval_results or None,
     )
+
+
+def _training_arguments(arguments: Mapping[str, object]) -> dict[str, object]:
+    """What decides the result, without what is switched off; `max_steps: -1` means epochs count."""
+    given = {name: arguments.get(name) for name in TRAINING_ARGUMENTS}
+    return {name: value for name, value in given.items() if value not in (None, -1, "") and value is not False}
 
 
 def _hub_dataset(arguments: Mapping[str, object]) -> str | None:

@@ -63,7 +63,8 @@ def check(directory: str | os.PathLike, *, live: bool = True) -> Report:
     directory = Path(directory)
     if not directory.is_dir():
         return Report(directory, [f"{directory} is not a folder."], live=False)
-    problems, facts = static_problems(directory), {}
+    problems = static_problems(directory)
+    facts: dict[str, str] = {}
     if live:
         live_problems, facts = _run_clean_process(directory)
         problems += live_problems
@@ -73,7 +74,7 @@ def check(directory: str | os.PathLike, *, live: bool = True) -> Report:
 def _run_clean_process(directory: Path) -> tuple[list[str], dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="leanformers-check-") as scratch:
         result = Path(scratch, "result.json")
-        command = [sys.executable, CLEAN_PROCESS, directory.resolve(), result, scratch]
+        command = [sys.executable, str(CLEAN_PROCESS), str(directory.resolve()), str(result), scratch]
         try:
             process = subprocess.run(
                 command,

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ..data.tokenizers import TranslationTokenizers
+from ..data.tokenizers import TARGET_SUBFOLDER, TranslationTokenizers
 from ..plots import training_curves
 from ..registry import Family, family_of
 from .card import PIPELINE_TAGS, render_card
@@ -28,7 +28,7 @@ WRITTEN_NAMES = {
     "config.json",
     "generation_config.json",
     "model.safetensors.index.json",
-    "target_tokenizer",
+    TARGET_SUBFOLDER,
     "tokenizer.json",
     "tokenizer_config.json",
     CURVES,
@@ -65,7 +65,7 @@ def export(
     *,
     target_tokenizer: PreTrainedTokenizerBase | None = None,
     metrics: Mapping[str, object] | None = None,
-    training_log: Sequence[Mapping] | None = None,
+    training_log: Sequence[Mapping] = (),
     arguments: Mapping[str, object] | None = None,
     repository: str | None = None,
     overwrite: bool = False,
@@ -82,7 +82,7 @@ def export(
         directory (`str` or `os.PathLike`): The folder to write: a new or an empty one.
         target_tokenizer (`PreTrainedTokenizerBase`, *optional*): Tokenizer of the target language, if another one.
         metrics (`Mapping`, *optional*): Results for the card, named as in a run's `all_results.json`.
-        training_log (`Sequence[Mapping]`, *optional*): `trainer.state.log_history`, drawn for the card.
+        training_log (`Sequence[Mapping]`, defaults to none): `trainer.state.log_history`, drawn for the card.
         arguments (`Mapping`, *optional*): The run's arguments for the card, named as in its `arguments.yaml`.
         repository (`str`, *optional*): Name that the folder will have on the Hub, for the card's example.
         overwrite (`bool`, defaults to `False`): Replace an earlier export. Nothing else is ever replaced.
@@ -100,8 +100,9 @@ def export(
     partial.mkdir(parents=True)
     try:
         _write_model(partial, model, code)
-        _write_tokenizers(partial, tokenizer, target_tokenizer or tokenizer)
-        has_curves = any(not {"loss", "eval_loss"}.isdisjoint(entry) for entry in training_log or ())
+        tokenizers = TranslationTokenizers(tokenizer, target_tokenizer or tokenizer)
+        _write_tokenizers(partial, tokenizers, model.config.model_type)
+        has_curves = any(not {"loss", "eval_loss"}.isdisjoint(entry) for entry in training_log)
         if has_curves:
             training_curves(training_log, partial / CURVES)
         card = render_card(
@@ -111,7 +112,7 @@ def export(
             repository=repository,
             metrics=metrics,
             arguments=arguments,
-            separate_target_tokenizer=(partial / "target_tokenizer").is_dir(),
+            separate_target_tokenizer=not tokenizers.shared,
             curves=CURVES if has_curves else None,
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
@@ -143,7 +144,7 @@ def export_run(
         directory,
         target_tokenizer=tokenizers.target,
         metrics=json.loads(results.read_text(encoding="utf-8")) if results.exists() else None,
-        training_log=json.loads(log.read_text(encoding="utf-8"))["log_history"] if log.exists() else None,
+        training_log=json.loads(log.read_text(encoding="utf-8"))["log_history"] if log.exists() else (),
         arguments=yaml.safe_load(arguments.read_text(encoding="utf-8")) if arguments.exists() else None,
         repository=repository,
         overwrite=overwrite,
@@ -235,16 +236,23 @@ def _write_model(folder: Path, model: PreTrainedModel, code: ShippedCode) -> Non
         shutil.copyfile(file, folder / file.name)
 
 
-def _write_tokenizers(folder: Path, source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> None:
-    TranslationTokenizers(source, target).save_pretrained(folder)
+def _write_tokenizers(folder: Path, tokenizers: TranslationTokenizers, model_type: str) -> None:
+    tokenizers.save_pretrained(folder)
     for path in folder.rglob("tokenizer_config.json"):
         _edit_json(path, drop=LOADING_TRACES)
+    if not tokenizers.shared:
+        # From a repository, unlike from a folder, AutoTokenizer fails without a configuration beside the tokenizer.
+        _write_json(folder / TARGET_SUBFOLDER / "config.json", {"model_type": model_type})
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _edit_json(path: Path, drop: Sequence[str] = (), **changes: object) -> None:
     content = json.loads(path.read_text(encoding="utf-8")) | changes
     kept = {key: value for key, value in content.items() if key not in drop}
-    path.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_json(path, kept)
 
 
 def _refuse_problems(folder: Path, name: Path) -> None:

@@ -51,7 +51,7 @@ def _package_problems(path: Path, tree: ast.Module) -> list[str]:
 
 def _unguarded_imports(node: ast.AST) -> Iterator[str]:
     """Absolute imports that run, or that the loader demands, without a fallback for an absent package."""
-    children = list(ast.iter_child_nodes(node))
+    children: list[ast.AST] = list(ast.iter_child_nodes(node))
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -59,7 +59,7 @@ def _unguarded_imports(node: ast.AST) -> Iterator[str]:
     elif isinstance(node, ast.Try) and any(map(_catches_import_error, node.handlers)):
         children = [*node.handlers, *node.orelse, *node.finalbody]
     elif isinstance(node, ast.If) and _asks_availability(node.test):
-        children = node.orelse
+        children = [*node.orelse]
     for child in children:
         yield from _unguarded_imports(child)
 

@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+from ..data.tokenizers import TARGET_SUBFOLDER
 from .shipped_code import class_names, code_problems
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npy", ".npz", ".joblib"}
@@ -135,12 +136,10 @@ def _safetensors_keys(path: Path) -> set[str]:
 
 
 def _tokenizer_problems(directory: Path) -> list[str]:
-    target = directory / "target_tokenizer"
-    problems = []
-    for where in [directory, target] if target.is_dir() else [directory]:
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            problems += _read_json(directory, str((where / name).relative_to(directory)))[1]
-    return problems
+    names = ["tokenizer.json", "tokenizer_config.json"]
+    if (directory / TARGET_SUBFOLDER).is_dir():
+        names += [f"{TARGET_SUBFOLDER}/{name}" for name in (*names, "config.json")]
+    return [problem for name in names for problem in _read_json(directory, name)[1]]
 
 
 def _generation_problems(directory: Path, config: dict) -> list[str]:

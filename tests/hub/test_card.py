@@ -1,0 +1,115 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""The model card says what was measured, nothing else, and its metadata is what the Hub expects."""
+
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+
+from leanformers import get_family
+from leanformers.accounting import count_parameters
+from leanformers.data.tokenizers import TranslationTokenizers
+from leanformers.hub.card import dense_parameters, render_card, result_table
+from leanformers.modeling.anthe import AntheForSeq2SeqLM
+
+RESULTS = {
+    "eval_perplexity": 3.25,
+    "test_2016_flickr_bleu": 31.4159,
+    "test_2016_flickr_bleu_signature": "nrefs:1|case:mixed",
+    "test_2017_flickr_bleu": 27.5,
+    "test_2017_flickr_exact_match": 0.125,
+    "train_loss": 1.5,
+    "train_runtime": 1234.4,
+    "hardware": "2-core x86_64 CPU",
+}
+ARGUMENTS = {
+    "dataset_name": "bentrevett/multi30k",
+    "source_lang": "en",
+    "target_lang": "de",
+    "learning_rate": 0.001,
+    "max_steps": 500,
+    "num_train_epochs": None,
+    "bf16": False,
+    "seed": 0,
+    "output_dir": "/home/someone/outputs",
+}
+
+
+def card_of(model: AntheForSeq2SeqLM, **values) -> str:
+    return render_card(get_family("anthe"), model, "AutoModelForSeq2SeqLM", **values)
+
+
+def test_metadata_is_what_the_hub_reads(model: AntheForSeq2SeqLM):
+    data = ModelCard(card_of(model, metrics=RESULTS, arguments=ARGUMENTS)).data
+    assert (data.library_name, data.license, data.pipeline_tag) == ("transformers", "apache-2.0", "translation")
+    assert data.tags == ["custom_code", "leanformers", "anthe", "arxiv:2305.10991"]
+    assert (data.language, data.datasets) == (["en", "de"], ["bentrevett/multi30k"])
+    found = {(result.dataset_split, result.metric_type): result for result in data.eval_results}
+    assert found.keys() == {
+        ("validation", "perplexity"),
+        ("test_2016_flickr", "sacrebleu"),
+        ("test_2017_flickr", "sacrebleu"),
+        ("test_2017_flickr", "exact_match"),
+    }
+    assert found["test_2016_flickr", "sacrebleu"].metric_value == 31.4159
+    assert found["test_2016_flickr", "sacrebleu"].metric_args == {"signature": "nrefs:1|case:mixed"}
+
+
+def test_body_shows_the_results_and_how_they_came_about(model: AntheForSeq2SeqLM):
+    text = card_of(model, metrics=RESULTS, arguments=ARGUMENTS, curves="curves.png", repository="me/anthe")
+    assert "| split | BLEU | Exact match | Perplexity per target token |" in text
+    assert "| test_2016_flickr | 31.42 |  |  |" in text
+    assert "| test_2017_flickr | 27.5 | 0.125 |  |" in text
+    assert "`test_2016_flickr_bleu_signature`: `nrefs:1|case:mixed`" in text
+    assert "| `learning_rate` | `0.001` |" in text and "| `seed` | `0` |" in text and "bf16" not in text
+    assert "Training took 1,234 s on 2-core x86_64 CPU." in text
+    assert "![Training curves](curves.png)" in text
+    assert 'repository = "me/anthe"' in text
+    assert "bentrevett/multi30k" in text and "/home/someone" not in text
+
+
+def test_without_figures_there_is_no_table_for_them(model: AntheForSeq2SeqLM):
+    text = card_of(model)
+    assert "## Results" not in text and "## Training" not in text and "![" not in text
+    data = ModelCard(text).data
+    assert data.eval_results is None and data.language == ["und"]
+
+
+def test_local_files_are_named_without_their_folders(model: AntheForSeq2SeqLM, tmp_path: Path):
+    text = card_of(model, arguments={"train_files": [f"{tmp_path}/train.en.gz", f"{tmp_path}/train.de.gz"]})
+    assert "trained on train.en.gz and train.de.gz" in text
+    local_copy = {"dataset_name": str(tmp_path), "source_lang": "source", "target_lang": "de"}
+    text = card_of(model, arguments=local_copy)
+    assert f"trained on {tmp_path.name}" in text and str(tmp_path) not in text
+    assert ModelCard(text).data.datasets is None and ModelCard(text).data.language == ["de"]
+
+
+def test_parameters_beside_those_of_dense_matrices(model: AntheForSeq2SeqLM):
+    config = type(model.config)(**model.config.to_dict() | {"tc_attn_ratio": None, "tc_ffn_ratio": None})
+    dense = AntheForSeq2SeqLM(config)
+    assert dense_parameters(model) == count_parameters(dense) > count_parameters(model)
+    model.model.encoder.requires_grad_(False)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    text = card_of(model)
+    assert f"| this model | {count_parameters(model):,} |" in text
+    assert f"| of them trained | {trained:,} |" in text
+    assert f"| the same model with dense matrices for its tensor chains | {count_parameters(dense):,} |" in text
+    assert "tc_attn_ratio" in model.config.to_dict() and model.config.tc_attn_ratio == 0.5
+    assert dense_parameters(dense) is None and "the same model" not in card_of(dense)
+
+
+def test_result_table_reads_names_of_splits_and_metrics():
+    table = result_table({"eval_bleu": 1, "test_chrf": 2.0, "test_bleu_signature": "x", "train_loss": 3.0})
+    assert table == {"validation": {"bleu": 1}, "test": {"chrf": 2.0}}
+
+
+def test_second_tokenizer_is_loaded_only_where_there_is_one(
+    model: AntheForSeq2SeqLM, tokenizers: TranslationTokenizers
+):
+    assert 'subfolder="target_tokenizer"' in card_of(model, separate_target_tokenizer=True)
+    assert "target_tokenizer = tokenizer\n" in card_of(model)
+
+
+def test_anthe_card_states_the_leak_of_the_original(model: AntheForSeq2SeqLM):
+    text = " ".join(card_of(model).split())
+    assert "depend on target tokens that come **after** it" in text
+    assert "0.307" in text and "allow_noncausal_gate" in text

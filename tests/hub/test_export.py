@@ -1,0 +1,277 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""Export writes a folder whole or not at all, from whatever model it is given."""
+
+import errno
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BartConfig, BartForConditionalGeneration
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+import leanformers.hub.export as export_module
+from leanformers.data.tokenizers import TranslationTokenizers
+from leanformers.hub.check import check
+from leanformers.hub.export import export
+from leanformers.modeling.anthe import AntheForSeq2SeqLM
+
+CODE = {"configuration_anthe.py", "modeling_anthe.py", "soft_positions.py", "tensor_chain.py"}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_folder_is_complete(exported: Path):
+    assert set(contents(exported)) > CODE
+    auto_map = json.loads((exported / "config.json").read_text())["auto_map"]
+    assert auto_map == {
+        "AutoConfig": "configuration_anthe.AntheConfig",
+        "AutoModel": "modeling_anthe.AntheModel",
+        "AutoModelForSeq2SeqLM": "modeling_anthe.AntheForSeq2SeqLM",
+    }
+    loaded = TranslationTokenizers.from_pretrained(exported)
+    assert not loaded.shared
+    assert [path.name for path in exported.parent.iterdir()] == [exported.name]
+
+
+def test_export_leaves_the_model_as_it_was(model: AntheForSeq2SeqLM, tokenizers, tmp_path: Path):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    export(model, tokenizers.source, tmp_path / "out", target_tokenizer=tokenizers.target, check=False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_one_tokenizer_is_written_once(model: AntheForSeq2SeqLM, tokenizers, tmp_path: Path):
+    folder = export(model, tokenizers.source, tmp_path / "out", check=False)
+    assert not (folder / "target_tokenizer").exists()
+    assert TranslationTokenizers.from_pretrained(folder).shared
+
+
+def test_low_precision_stays(model: AntheForSeq2SeqLM, tokenizers, tmp_path: Path):
+    folder = export(model.bfloat16(), tokenizers.source, tmp_path / "out", check=False)
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_traces_of_loading_are_not_shipped(exported: Path, model: AntheForSeq2SeqLM, tmp_path: Path):
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    folder = export(model, tokenizer, tmp_path / "out", check=False)
+    assert (
+        not {"is_local", "local_files_only", "name_or_path"}
+        & json.loads((folder / "tokenizer_config.json").read_text()).keys()
+    )
+    assert str(exported) not in (folder / "tokenizer_config.json").read_text()
+
+
+def test_refuses_a_folder_that_is_not_empty(model: AntheForSeq2SeqLM, tokenizers, tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match=r"notes\.txt"):
+            export(model, tokenizers.source, tmp_path, overwrite=overwrite, check=False)
+    with pytest.raises(FileExistsError, match="is a file"):
+        export(model, tokenizers.source, tmp_path / "notes.txt", check=False)
+    assert contents(tmp_path) == {"notes.txt": b"mine"}
+
+
+def test_overwrites_an_earlier_export_only_if_told(folder: Path, model: AntheForSeq2SeqLM, tokenizers):
+    before = contents(folder)
+    with pytest.raises(FileExistsError, match="is not empty"):
+        export(model, tokenizers.source, folder, check=False)
+    assert contents(folder) == before
+    export(model, tokenizers.source, folder, overwrite=True, check=False)
+    assert not (folder / "target_tokenizer").exists()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_uses_an_empty_folder(model: AntheForSeq2SeqLM, tokenizers, tmp_path: Path):
+    assert set(contents(export(model, tokenizers.source, tmp_path, check=False))) > CODE
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize("step", ["render_card", "_put_in_place"])
+def test_interrupt_or_full_disk_leaves_what_was_there(
+    folder: Path,
+    model: AntheForSeq2SeqLM,
+    tokenizers,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    step: str,
+):
+    def fail(*args, **kwargs):
+        raise error
+
+    before = contents(folder.parent)
+    monkeypatch.setattr(export_module, step, fail)
+    with pytest.raises(type(error)):
+        export(model, tokenizers.source, folder, overwrite=True, check=False)
+    with pytest.raises(type(error)):
+        export(model, tokenizers.source, folder.parent / "new", check=False)
+    assert contents(folder.parent) == before
+
+
+def test_failed_rename_puts_the_earlier_export_back(
+    folder: Path, model: AntheForSeq2SeqLM, tokenizers, monkeypatch: pytest.MonkeyPatch
+):
+    rename = Path.rename
+
+    def fail_for_partial(path: Path, target: Path):
+        if ".partial-" in path.name:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    before = contents(folder.parent)
+    monkeypatch.setattr(Path, "rename", fail_for_partial)
+    with pytest.raises(OSError, match="Input/output"):
+        export(model, tokenizers.source, folder, overwrite=True, check=False)
+    assert contents(folder.parent) == before
+
+
+def test_folder_with_problems_does_not_get_its_name(
+    model: AntheForSeq2SeqLM, tokenizers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    static_check = lambda directory: check(directory, live=False)  # noqa: E731
+    monkeypatch.setattr(export_module, "check_folder", static_check)
+    tokenizers.source.chat_template = "see /home/someone/template"
+    try:
+        with pytest.raises(ValueError, match=r"not fit for the Hub:\n.*/home/someone/template"):
+            export(model, tokenizers.source, tmp_path / "out")
+    finally:
+        tokenizers.source.chat_template = None
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="peft is not installed")
+def test_adapters_must_be_merged(model: AntheForSeq2SeqLM, tokenizers, tmp_path: Path):
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(model, LoraConfig(target_modules=["o_proj"]))
+    for wrapped in (adapted, adapted.base_model.model):
+        with pytest.raises(ValueError, match="merge_and_unload"):
+            export(wrapped, tokenizers.source, tmp_path / "out", check=False)
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="merge_and_unload"):
+        export(tmp_path / "adapter", tokenizers.source, tmp_path / "out", check=False)
+    export(adapted.merge_and_unload(), tokenizers.source, tmp_path / "out", check=False)
+
+
+def test_models_without_code_of_their_own_are_refused(tokenizers, model: AntheForSeq2SeqLM, tmp_path: Path):
+    bart = BartForConditionalGeneration(
+        BartConfig(d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1, decoder_attention_heads=1)
+    )
+    with pytest.raises(ValueError, match="BartForConditionalGeneration is no model of leanformers"):
+        export(bart, tokenizers.source, tmp_path / "out", check=False)
+    with pytest.raises(ValueError, match="AntheModel cannot be exported"):
+        export(model.model, tokenizers.source, tmp_path / "out", check=False)
+    with pytest.raises(TypeError, match="Linear"):
+        export(torch.nn.Linear(1, 1), tokenizers.source, tmp_path / "out", check=False)
+
+
+def test_remote_code_of_our_family_is_replaced_by_the_installed_code(folder: Path, tokenizers, tmp_path: Path):
+    with (folder / "tensor_chain.py").open("a") as file:
+        file.write("\nOLD = True\n")
+    shutil.copyfile(folder / "tensor_chain.py", folder / "gone_since.py")
+    with (folder / "modeling_anthe.py").open("a") as file:
+        file.write("\nfrom .gone_since import OLD  # noqa\n")
+    remote = get_class_from_dynamic_module("modeling_anthe.AntheForSeq2SeqLM", folder)
+    assert remote is not AntheForSeq2SeqLM
+    out = export(remote.from_pretrained(folder), tokenizers.source, tmp_path / "out", check=False)
+    assert {path.name for path in out.glob("*.py")} == CODE
+    assert "OLD" not in (out / "tensor_chain.py").read_text()
+
+
+def test_remote_code_of_others_is_shipped_as_it_is(folder: Path, tokenizers, tmp_path: Path):
+    for name in ("config.json", "configuration_anthe.py"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(
+            text.replace('"model_type": "anthe"', '"model_type": "stranger"').replace(
+                'model_type = "anthe"', 'model_type = "stranger"'
+            )
+        )
+    remote = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
+    out = export(remote, tokenizers.source, tmp_path / "out", target_tokenizer=tokenizers.target, check=False)
+    assert {name: (out / name).read_bytes() for name in CODE} == {name: (folder / name).read_bytes() for name in CODE}
+    report = check(out, live=False)
+    assert report.ok, str(report)
+
+
+def test_damaged_weights_are_refused(folder: Path, tokenizers, tmp_path: Path):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.bias"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks the weights lm_head\.bias"):
+        export(folder, tokenizers.source, tmp_path / "out", check=False)
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(ValueError, match="is truncated"):
+        export(folder, tokenizers.source, tmp_path / "out", check=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def run(model: AntheForSeq2SeqLM, tokenizers, tmp_path: Path) -> Path:
+    """What a training run leaves behind."""
+    run = tmp_path / "run"
+    model.save_pretrained(run)
+    tokenizers.save_pretrained(run)
+    (run / "checkpoint-2").mkdir()
+    (run / "training_args.bin").write_bytes(b"pickle")
+    (run / "all_results.json").write_text(json.dumps({"test_bleu": 31.5, "train_runtime": 12.0}))
+    (run / "trainer_state.json").write_text(json.dumps({"log_history": [{"loss": 2.0, "step": 1}]}))
+    (run / "arguments.yaml").write_text(f"task: numbers\nsource_lang: en\ntarget_lang: de\noutput_dir: {run}\n")
+    return run
+
+
+def test_script_exports_a_run_and_pushes_it(
+    run: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """The Hub is the one thing that cannot be reached here: its calls are recorded instead."""
+    spec = importlib.util.spec_from_file_location("export_to_hub", root / "scripts/export_to_hub.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    created, uploaded = [], []
+
+    def create_repo(api, repo_id, **kwargs):
+        created.append((repo_id, kwargs["private"]))
+
+    def upload_folder(api, *, repo_id, folder_path, **kwargs):
+        uploaded.append((repo_id, set(contents(Path(folder_path)))))
+        url = f"https://huggingface.co/{repo_id}/commit/1"
+        return huggingface_hub.CommitInfo(commit_url=url, commit_message="", commit_description="", oid="1")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    out = tmp_path / "out"
+    script.main([str(run), "--output", str(out), "--push", "--repo_id", "me/anthe-numbers", "--private"])
+
+    assert created == [("me/anthe-numbers", True)]
+    [(repository, files)] = uploaded
+    assert repository == "me/anthe-numbers" and files == set(contents(out))
+    assert files == CODE | {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "target_tokenizer/config.json",
+        "target_tokenizer/tokenizer.json",
+        "target_tokenizer/tokenizer_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "training_curves.png",
+    }
+    card = (out / "README.md").read_text()
+    assert 'repository = "me/anthe-numbers"' in card and "31.5" in card and "number translation" in card
+    assert "https://huggingface.co/me/anthe-numbers/commit/1" in capsys.readouterr().out
+
+    with pytest.raises(SystemExit, match="is not empty"):
+        script.main([str(run), "--output", str(out)])
+    with pytest.raises(SystemExit):
+        script.main([str(run), "--output", str(tmp_path / "other"), "--push"])
+    assert "--push needs --repo_id" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"holds no trained model"):
+        script.main([str(tmp_path), "--output", str(tmp_path / "other")])
