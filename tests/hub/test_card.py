@@ -20,6 +20,9 @@ RESULTS = {
     "train_loss": 1.5,
     "train_runtime": 1234.4,
     "hardware": "2-core x86_64 CPU",
+    "versions": {"python": "3.11.7", "torch": "2.13.0"},
+    "chrf_signature": "nrefs:1|nc:6",
+    "test_2017_flickr_chrf": 50.25,
 }
 ARGUMENTS = {
     "dataset_name": "bentrevett/multi30k",
@@ -49,19 +52,22 @@ def test_metadata_is_what_the_hub_reads(model: AntheForSeq2SeqLM):
         ("test_2016_flickr", "sacrebleu"),
         ("test_2017_flickr", "sacrebleu"),
         ("test_2017_flickr", "exact_match"),
+        ("test_2017_flickr", "chrf"),
     }
     assert found["test_2016_flickr", "sacrebleu"].metric_value == 31.4159
     assert found["test_2016_flickr", "sacrebleu"].metric_args == {"signature": "nrefs:1|case:mixed"}
+    assert found["test_2017_flickr", "chrf"].metric_args == {"signature": "nrefs:1|nc:6"}
 
 
 def test_body_shows_the_results_and_how_they_came_about(model: AntheForSeq2SeqLM):
     text = card_of(model, metrics=RESULTS, arguments=ARGUMENTS, curves="curves.png", repository="me/anthe")
-    assert "| split | BLEU | Exact match | Perplexity per target token |" in text
-    assert "| test_2016_flickr | 31.42 |  |  |" in text
-    assert "| test_2017_flickr | 27.5 | 0.125 |  |" in text
+    assert "| split | BLEU | chrF | Exact match | Perplexity per target token |" in text
+    assert "| test_2016_flickr | 31.42 |  |  |  |" in text
+    assert "| test_2017_flickr | 27.5 | 50.25 | 0.125 |  |" in text
     assert "`test_2016_flickr_bleu_signature`: `nrefs:1|case:mixed`" in text
     assert "| `learning_rate` | `0.001` |" in text and "| `seed` | `0` |" in text and "bf16" not in text
     assert "Training took 1,234 s on 2-core x86_64 CPU." in text
+    assert "Trained with python 3.11.7, torch 2.13.0." in text
     assert "![Training curves](curves.png)" in text
     assert 'repository = "me/anthe"' in text
     assert "bentrevett/multi30k" in text and "/home/someone" not in text

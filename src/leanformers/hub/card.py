@@ -67,7 +67,7 @@ def render_card(
         auto_class (`str`): The Auto class that loads it, e.g. `AutoModelForSeq2SeqLM`.
         repository (`str`, *optional*): Name on the Hub, for the code example.
         metrics (`Mapping`, *optional*): Results as a run leaves them in `all_results.json`: `test_bleu`,
-            `test_bleu_signature`, `eval_perplexity`, `train_runtime`, `hardware`.
+            `test_bleu_signature`, `eval_perplexity`, `train_runtime`, `hardware` or `device`, `versions`.
         arguments (`Mapping`, *optional*): The run's arguments as it leaves them in `arguments.yaml`.
         separate_target_tokenizer (`bool`, defaults to `False`): The folder has a `target_tokenizer`.
         curves (`str`, *optional*): Name of the picture of the training curves in the folder.
@@ -95,7 +95,8 @@ def render_card(
         signatures={key: value for key, value in metrics.items() if key.endswith("_signature")},
         training=_training_arguments(arguments),
         runtime=metrics.get("train_runtime"),
-        hardware=metrics.get("hardware"),
+        hardware=metrics.get("hardware") or metrics.get("device"),
+        trained_with=metrics.get("versions") or {},
         versions={name: version(name) for name in ("leanformers", "transformers", "torch")},
         curves=curves,
     )
@@ -154,7 +155,7 @@ def _metadata(
             metric_type=METRICS[name][0],
             metric_name=METRICS[name][1],
             metric_value=value,
-            metric_args={"signature": signature} if (signature := metrics.get(f"{split}_{name}_signature")) else None,
+            metric_args={"signature": signature} if (signature := _signature(metrics, split, name)) else None,
         )
         for split, row in results.items()
         for name, value in row.items()
@@ -171,6 +172,11 @@ def _metadata(
         model_name=family.title if family else type(model).__name__,
         eval_results=eval_results or None,
     )
+
+
+def _signature(metrics: Mapping[str, object], split: str, name: str) -> object:
+    """sacreBLEU's, of this split or one for all of them."""
+    return metrics.get(f"{split}_{name}_signature") or metrics.get(f"{name}_signature")
 
 
 def _training_arguments(arguments: Mapping[str, object]) -> dict[str, object]:

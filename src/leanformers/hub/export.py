@@ -65,7 +65,7 @@ def export(
     *,
     target_tokenizer: PreTrainedTokenizerBase | None = None,
     metrics: Mapping[str, object] | None = None,
-    training_log: Sequence[Mapping] = (),
+    training_log: Sequence[Mapping] | None = None,
     arguments: Mapping[str, object] | None = None,
     repository: str | None = None,
     overwrite: bool = False,
@@ -82,7 +82,7 @@ def export(
         directory (`str` or `os.PathLike`): The folder to write: a new or an empty one.
         target_tokenizer (`PreTrainedTokenizerBase`, *optional*): Tokenizer of the target language, if another one.
         metrics (`Mapping`, *optional*): Results for the card, named as in a run's `all_results.json`.
-        training_log (`Sequence[Mapping]`, defaults to none): `trainer.state.log_history`, drawn for the card.
+        training_log (`Sequence[Mapping]`, *optional*): `trainer.state.log_history`, drawn for the card.
         arguments (`Mapping`, *optional*): The run's arguments for the card, named as in its `arguments.yaml`.
         repository (`str`, *optional*): Name that the folder will have on the Hub, for the card's example.
         overwrite (`bool`, defaults to `False`): Replace an earlier export. Nothing else is ever replaced.
@@ -102,9 +102,10 @@ def export(
         _write_model(partial, model, code)
         tokenizers = TranslationTokenizers(tokenizer, target_tokenizer or tokenizer)
         _write_tokenizers(partial, tokenizers, model.config.model_type)
-        has_curves = any(not {"loss", "eval_loss"}.isdisjoint(entry) for entry in training_log)
+        log = training_log or ()
+        has_curves = any(not {"loss", "eval_loss"}.isdisjoint(entry) for entry in log)
         if has_curves:
-            training_curves(training_log, partial / CURVES)
+            training_curves(log, partial / CURVES)
         card = render_card(
             family,
             model,
@@ -144,7 +145,7 @@ def export_run(
         directory,
         target_tokenizer=tokenizers.target,
         metrics=json.loads(results.read_text(encoding="utf-8")) if results.exists() else None,
-        training_log=json.loads(log.read_text(encoding="utf-8"))["log_history"] if log.exists() else (),
+        training_log=json.loads(log.read_text(encoding="utf-8"))["log_history"] if log.exists() else None,
         arguments=yaml.safe_load(arguments.read_text(encoding="utf-8")) if arguments.exists() else None,
         repository=repository,
         overwrite=overwrite,
