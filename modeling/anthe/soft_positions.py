@@ -65,10 +65,11 @@ def naive_soft_positions(hidden_states: torch.Tensor, subpositions: torch.Tensor
 
 
 def soft_positions(hidden_states: torch.Tensor, subpositions: torch.Tensor) -> torch.Tensor:
-    """The same with matrix products. The softmax is taken in float32."""
+    """The same with matrix products. The softmax is taken in float32 at least."""
     repeats, n, _ = subpositions.shape
     scores = hidden_states[..., : repeats * n].unflatten(-1, (repeats, n))
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(hidden_states.dtype)
+    precision = torch.promote_types(scores.dtype, torch.float32)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=precision).to(hidden_states.dtype)
     return torch.cat([hidden_states, *(weights[..., r, :] @ subpositions[r] for r in range(repeats))], dim=-1)
 
 
