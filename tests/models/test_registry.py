@@ -1,0 +1,71 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""The table of families says what is so, and transformers and peft know it."""
+
+import importlib
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from transformers import BartConfig
+
+from leanformers import FAMILIES, family_of, get_family
+from leanformers.registry import NAME_TABLES, register_auto_classes
+
+FAMILY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+
+
+@FAMILY
+def test_every_name_stands_for_something(family, root):
+    for reference in family.auto_map().values():
+        module, name = reference.split(".")
+        assert hasattr(importlib.import_module(f"{family.module}.{module}"), name)
+    assert (root / family.card).is_file()
+    assert family.config_class.model_type == family.model_type
+
+
+@FAMILY
+def test_auto_classes_build_the_family(family):
+    config = transformers.AutoConfig.for_model(family.model_type)
+    assert type(config) is family.config_class
+    for auto_class in family.models:
+        with torch.device("meta"):
+            model = getattr(transformers, auto_class).from_config(config)
+        assert type(model) is family.model_class(auto_class)
+        assert family_of(model) is family and family_of(config) is family
+
+
+@FAMILY
+def test_transformers_tells_by_name_what_a_class_does(family):
+    for auto_class, model in family.models.items():
+        assert auto_class == "AutoModel" or NAME_TABLES[auto_class][family.model_type] == model
+
+
+@FAMILY
+def test_every_preset_has_the_default_lora_targets(family, root):
+    for preset in family.presets:
+        config = transformers.AutoConfig.from_pretrained(root / f"configs/model/{family.name}/{preset}.json")
+        with torch.device("meta"):
+            model = get_peft_model(family.model_class()(config), LoraConfig(r=2))
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        assert trained and all("lora_" in name for name in trained)
+
+
+def test_unknown_family_names_the_nearest():
+    with pytest.raises(ValueError, match="Unknown family 'anthem'. Did you mean 'anthe'"):
+        get_family("anthem")
+
+
+def test_foreign_model_is_refused():
+    with pytest.raises(ValueError, match="model_type 'bart' is none of leanformers'"):
+        family_of(BartConfig())
+
+
+def test_missing_head_is_refused():
+    with pytest.raises(ValueError, match="Anthe has no AutoModelForCausalLM, only AutoModel, AutoModelForSeq2SeqLM"):
+        get_family("anthe").model_class("AutoModelForCausalLM")
+
+
+def test_registering_twice_changes_nothing():
+    register_auto_classes()
+    assert type(transformers.AutoConfig.for_model("anthe")) is get_family("anthe").config_class
