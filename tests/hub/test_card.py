@@ -30,7 +30,7 @@ ARGUMENTS = {
     "target_lang": "de",
     "learning_rate": 0.001,
     "max_steps": 500,
-    "num_train_epochs": None,
+    "num_train_epochs": 3.0,
     "bf16": False,
     "seed": 0,
     "output_dir": "/home/someone/outputs",
@@ -66,6 +66,7 @@ def test_body_shows_the_results_and_how_they_came_about(model: AntheForSeq2SeqLM
     assert "| test_2017_flickr | 27.5 | 50.25 | 0.125 |  |" in text
     assert "`test_2016_flickr_bleu_signature`: `nrefs:1|case:mixed`" in text
     assert "| `learning_rate` | `0.001` |" in text and "| `seed` | `0` |" in text and "bf16" not in text
+    assert "| `max_steps` | `500` |" in text and "num_train_epochs" not in text
     assert "Training took 1,234 s on 2-core x86_64 CPU." in text
     assert "Trained with python 3.11.7, torch 2.13.0." in text
     assert "![Training curves](curves.png)" in text
@@ -101,6 +102,11 @@ def test_parameters_beside_those_of_dense_matrices(model: AntheForSeq2SeqLM):
     assert f"| the same model with dense matrices for its tensor chains | {count_parameters(dense):,} |" in text
     assert "tc_attn_ratio" in model.config.to_dict() and model.config.tc_attn_ratio == 0.5
     assert dense_parameters(dense) is None and "the same model" not in card_of(dense)
+
+
+def test_epochs_are_shown_where_they_count(model: AntheForSeq2SeqLM):
+    text = card_of(model, arguments={"max_steps": -1, "num_train_epochs": 3.0})
+    assert "| `num_train_epochs` | `3.0` |" in text and "max_steps" not in text
 
 
 def test_result_table_reads_names_of_splits_and_metrics():

@@ -180,8 +180,10 @@ def _signature(metrics: Mapping[str, object], split: str, name: str) -> object:
 
 
 def _training_arguments(arguments: Mapping[str, object]) -> dict[str, object]:
-    """What decides the result, without what is switched off; `max_steps: -1` means epochs count."""
+    """What decides the result, without what is switched off; epochs count only where `max_steps` is -1."""
     given = {name: arguments.get(name) for name in TRAINING_ARGUMENTS}
+    if given["max_steps"] not in (None, -1):
+        del given["num_train_epochs"]
     return {name: value for name, value in given.items() if value not in (None, -1, "") and value is not False}
 
 
