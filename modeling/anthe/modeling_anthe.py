@@ -526,7 +526,8 @@ class AntheDecoder(AnthePreTrainedModel):
         layers = past_key_values.self_attention_cache.layers
         if not layers:  # a DynamicCache without a config, whose layers come with their first use
             layers.append(SoftPositionsLayer())
-        if not isinstance(layers[0], ConvolutionInputs):
+        # By what it can do: a second copy of this file, loaded from another repository, registers a class of its own.
+        if not hasattr(layers[0], "update_conv_inputs"):
             raise ValueError(
                 f"The first layer of the cache is a {type(layers[0]).__name__}, which cannot keep the inputs of the "
                 "soft positions' convolutions: build the cache with `config=model.config`."
