@@ -21,6 +21,7 @@ from leanformers.arguments import (
     TranslationDataArguments,
     plain_errors,
 )
+from leanformers.evaluation.lines import reserve
 from leanformers.evaluation.translation import evaluate_splits, fastest_device, load_translator
 
 
@@ -29,6 +30,7 @@ def main() -> None:
     parser = LeanArgumentParser([ModelArguments, TranslationDataArguments, GenerationArguments, EvaluationArguments])
     model_arguments, data_arguments, generation, arguments = parser.parse()
     with plain_errors():
+        reserve(arguments.output_file)
         model, tokenizers = load_translator(
             model_arguments.model_name_or_path,
             trust_remote_code=model_arguments.trust_remote_code,

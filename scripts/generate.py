@@ -19,7 +19,7 @@ from leanformers.arguments import (
     ModelArguments,
     plain_errors,
 )
-from leanformers.evaluation.lines import read_lines, write_lines
+from leanformers.evaluation.lines import read_lines, reserve, write_lines
 from leanformers.evaluation.translation import fastest_device, load_translator, translate
 
 
@@ -30,6 +30,7 @@ def main() -> None:
     ).parse()
     with plain_errors():
         lines = read_lines(files.input_file)
+        reserve(files.output_file)
         model, tokenizers = load_translator(
             model_arguments.model_name_or_path,
             trust_remote_code=model_arguments.trust_remote_code,

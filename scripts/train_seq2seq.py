@@ -31,6 +31,9 @@ def main() -> None:
     except TrainingInterrupted as interruption:
         print(f"\n{interruption}", file=sys.stderr)
         sys.exit(interruption.exit_code)
+    except KeyboardInterrupt:
+        print("\nInterrupted outside of training; what was saved before is whole.", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

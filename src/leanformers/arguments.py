@@ -142,10 +142,13 @@ class EvaluationArguments:
 def parse_overrides(text: str) -> dict[str, Any]:
     """`"hidden_size=128,tc_ffn_ratio=null"` or JSON as a dictionary."""
     flow = text.strip() if text.lstrip().startswith("{") else "{" + text.replace("=", ": ") + "}"
+    message = f"config_overrides must read key=value,key=value but is {text!r}."
     try:
         values = yaml.safe_load(flow)
     except yaml.YAMLError as error:
-        raise ValueError(f"config_overrides must read key=value,key=value but is {text!r}.") from error
+        raise ValueError(message) from error
+    if flow != text.strip() and len(values) > text.count("="):
+        raise ValueError(message)
     return {key: _as_number(value) for key, value in values.items()}
 
 
@@ -155,7 +158,7 @@ def nearest(name: str, names) -> str:
 
 
 class LeanArgumentParser(HfArgumentParser):
-    """Reads `[defaults.yaml ...] [--flag value ...]` into dataclasses; a mistake ends in a sentence and exit code 2."""
+    """Reads `[defaults.yaml ...] [--flag value ...]` into dataclasses; a mistake ends in one sentence and code 2."""
 
     def __init__(self, dataclass_types, **kwargs):
         # An abbreviation that works today would change its meaning with the next release's flags.
@@ -188,7 +191,8 @@ class LeanArgumentParser(HfArgumentParser):
             self.error(f"{file} is not valid YAML: {' '.join(str(error).split())}.")
         if not isinstance(settings, dict):
             self.error(f"{file} must hold lines of `key: value`.")
-        flags = {action.dest: action for action in self._actions if action.dest != "help"}
+        # Reversed: --flag comes before its complement --no_flag.
+        flags = {action.dest: action for action in reversed(self._actions) if action.dest != "help"}
         for key, value in settings.items():
             if key not in flags:
                 self.error(f"{file}: there is no {key!r}; did you mean {nearest(str(key), flags)!r}?")
@@ -217,15 +221,16 @@ class LeanArgumentParser(HfArgumentParser):
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turns an error that leanformers itself raises, made for its user, into a message and exit code 1.
+    """Turns an error that leanformers itself raises, or one on a file, into a message and exit code 1.
 
-    An error from anywhere else keeps its traceback.
+    Those are made for the user; an error from anywhere else keeps its traceback.
     """
     try:
         yield
     except (ValueError, OSError) as error:
         frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-        if frames[-1].f_globals.get("__name__", "").split(".")[0] != "leanformers":
+        ours = frames[-1].f_globals.get("__name__", "").split(".")[0] == "leanformers"
+        if not ours and not getattr(error, "filename", None):
             raise
         sys.exit(f"error: {error}")
 

@@ -17,6 +17,13 @@ def read_lines(path: str | None) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
+def reserve(path: str | None) -> None:
+    """Fail before the work, and not after it, if its result cannot be written to this file."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).open("ab").close()
+
+
 def write_lines(path: str | None, lines: Sequence[str]) -> None:
     """Write to a UTF-8 file, or to standard output."""
     # A line feed inside a translation would shift all that follow.

@@ -2,6 +2,7 @@
 """Translations of a trained model, and their scores against references."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -35,16 +36,27 @@ def load_translator(
     """
     if not name_or_path:
         raise ValueError("Name the model with --model_name_or_path: the folder of a run or a repository of the Hub.")
-    tokenizers = TranslationTokenizers.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    try:
+    with loading(name_or_path):
+        tokenizers = TranslationTokenizers.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
         model = AutoModelForSeq2SeqLM.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **kwargs)
+    return model.eval(), tokenizers
+
+
+@contextmanager
+def loading(name_or_path: str) -> Iterator[None]:
+    """One sentence on a model that is not there, or whose weights were cut off in a copy."""
+    try:
+        yield
     except SafetensorError as error:
         files = ", ".join(path.name for path in sorted(Path(name_or_path).glob("*.safetensors")))
         raise ValueError(
             f"The weights of {name_or_path} ({files}) are damaged ({error}); copy or download them again, or go "
             "back to an earlier checkpoint."
         ) from error
-    return model.eval(), tokenizers
+    except OSError as error:
+        raise OSError(
+            f"{name_or_path} is no folder or repository to load from: {' '.join(str(error).split())}"
+        ) from error
 
 
 def fastest_device() -> torch.device:

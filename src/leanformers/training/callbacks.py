@@ -43,10 +43,16 @@ class InterruptCallback(TrainerCallback):
 
 
 class CurvesCallback(TrainerCallback):
-    """Draws `training_curves.png` in the output directory after each evaluation and at the end."""
+    """Draws `training_curves.png` in the output directory after each validation and at the end."""
 
-    def on_evaluate(self, args, state, control, **kwargs):
-        if state.is_world_process_zero and any("loss" in entry or "eval_loss" in entry for entry in state.log_history):
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if "eval_loss" in metrics:
+            self._draw(args, state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if any("loss" in entry for entry in state.log_history):
+            self._draw(args, state)
+
+    def _draw(self, args, state) -> None:
+        if state.is_world_process_zero:
             training_curves(state.log_history, Path(args.output_dir) / "training_curves.png")
-
-    on_train_end = on_evaluate

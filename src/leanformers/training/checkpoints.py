@@ -14,6 +14,8 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 ARGUMENTS_FILE = "arguments.yaml"
+# All there is of a run that failed before it trained: nothing that a new start does not make again.
+PREPARED_FILES = {ARGUMENTS_FILE, "tokenizer.json", "tokenizer_config.json", "target_tokenizer"}
 
 
 def prepare_output_dir(directory: Path, *, resume: bool, overwrite: bool) -> None:
@@ -24,13 +26,14 @@ def prepare_output_dir(directory: Path, *, resume: bool, overwrite: bool) -> Non
         return
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"output_dir={directory} is a file; name a directory.")
-    if directory.is_dir() and any(directory.iterdir()):
-        if not overwrite:
+    names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    if names:
+        if not overwrite and not names <= PREPARED_FILES:
             raise ValueError(
                 f"{directory} is not empty: --resume goes on with the run in it, --overwrite_output_dir deletes that "
                 "run, another --output_dir leaves it alone."
             )
-        if not (directory / ARGUMENTS_FILE).is_file():
+        if ARGUMENTS_FILE not in names and not names <= PREPARED_FILES:
             raise ValueError(
                 f"{directory} holds no run of this script (no {ARGUMENTS_FILE}), so --overwrite_output_dir does not "
                 "delete it; name another --output_dir."
@@ -83,8 +86,8 @@ def saving(directory: Path, *, remove: bool) -> Iterator[None]:
             shutil.rmtree(directory, ignore_errors=True)
         reason = str(error).splitlines()[0]
         raise OSError(
-            f"{directory} could not be saved ({reason}). Earlier checkpoints are untouched: make room and go on with "
-            "--resume."
+            f"{directory} could not be saved ({reason}). Earlier checkpoints are untouched: --resume goes on once "
+            "there is room."
         ) from error
 
 

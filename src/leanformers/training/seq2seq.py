@@ -24,7 +24,7 @@ from leanformers.arguments import (
 )
 from leanformers.data.tokenizers import TranslationTokenizers
 from leanformers.data.translation import load_translation, tokenize_translation
-from leanformers.evaluation.translation import load_translator
+from leanformers.evaluation.translation import load_translator, loading
 
 from .callbacks import CurvesCallback, InterruptCallback
 from .checkpoints import ARGUMENTS_FILE, last_whole_checkpoint, prepare_output_dir, saving
@@ -107,7 +107,8 @@ def prepare_tokenizers(
     """
     name = data_arguments.tokenizer_name or model_arguments.model_name_or_path
     if name:
-        return TranslationTokenizers.from_pretrained(name, trust_remote_code=model_arguments.trust_remote_code)
+        with loading(name):
+            return TranslationTokenizers.from_pretrained(name, trust_remote_code=model_arguments.trust_remote_code)
     if not (directory / "tokenizer_config.json").is_file():
         logger.warning(f"Training {data_arguments.tokenizer_type} tokenizers on {len(splits['train'])} pairs.")
         tokenizers = TranslationTokenizers.train(
@@ -126,13 +127,12 @@ def prepare_model(
 ) -> PreTrainedModel:
     """A saved model, or a new one of the named configuration with the tokenizers' vocabularies."""
     options = {"attn_implementation": model_arguments.attn_implementation}
-    if bool(model_arguments.model_name_or_path) == bool(model_arguments.config_name):
-        raise ValueError("Give either --config_name, for a new model, or --model_name_or_path, for a saved one.")
-    if model_arguments.config_name:
-        config = prepare_config(model_arguments, tokenizers)
-        model = AutoModelForSeq2SeqLM.from_config(config, **options)
+    if not model_arguments.model_name_or_path:
+        model = AutoModelForSeq2SeqLM.from_config(prepare_config(model_arguments, tokenizers), **options)
     else:
-        # In float32, whatever it was saved in: small updates vanish in half precision.
+        if model_arguments.config_overrides:
+            raise ValueError(f"{model_arguments.model_name_or_path} is a saved model: it takes no config_overrides.")
+        # A recipe's config_name gives way. Whatever it was saved in: half precision swallows small updates.
         model, _ = load_translator(
             model_arguments.model_name_or_path,
             trust_remote_code=model_arguments.trust_remote_code,
@@ -147,6 +147,8 @@ def prepare_model(
 
 def prepare_config(model_arguments: ModelArguments, tokenizers: TranslationTokenizers) -> PreTrainedConfig:
     """The configuration of the JSON file with the tokenizers' sizes and special ids, and the overrides, which win."""
+    if not model_arguments.config_name:
+        raise ValueError("Name the model: --config_name for a new one, --model_name_or_path for a saved one.")
     path = Path(model_arguments.config_name)
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -190,7 +192,7 @@ def check_vocabulary(config: PreTrainedConfig, tokenizers: TranslationTokenizers
 def write_arguments(path: Path, *arguments: Any) -> None:
     """All arguments in effect, in a file that the script takes in place of a recipe."""
     # `resume` and `overwrite_output_dir` belong to one call, the rest is no flag's value or a secret.
-    left_out = {"resume", "resume_from_checkpoint", "overwrite_output_dir", "hub_token", "parallelism_config", "debug"}
+    left_out = {"resume", "resume_from_checkpoint", "overwrite_output_dir", "hub_token", "local_rank"}
     values = {
         entry.name: getattr(group, entry.name)
         for group in arguments
