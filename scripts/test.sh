@@ -9,7 +9,7 @@ prepare_environment .venv all
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 say "ruff"
-"$python" -m ruff check .
+"$python" -m ruff check --output-format concise .
 "$python" -m ruff format --check .
 say "mypy"
 "$python" -m mypy
