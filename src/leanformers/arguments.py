@@ -163,6 +163,7 @@ class LeanArgumentParser(HfArgumentParser):
     def __init__(self, dataclass_types, **kwargs):
         # An abbreviation that works today would change its meaning with the next release's flags.
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+        self.source = ""  # "<file>: " while a file is read, for its errors
 
     def parse(self, argv: list[str] | None = None) -> tuple:
         """The dataclasses, filled from YAML files (a later one wins) and then from flags."""
@@ -203,9 +204,9 @@ class LeanArgumentParser(HfArgumentParser):
 
     def _check(self, file: str, tokens: list[str]) -> None:
         """Let a wrong value fail here, where the file that has it is known."""
-        prog, self.prog = self.prog, file
+        self.source = f"{file}: "
         self.parse_known_args(tokens)
-        self.prog = prog
+        self.source = ""
 
     def _refuse(self, argument: str) -> NoReturn:
         if not argument.startswith("--"):
@@ -216,7 +217,8 @@ class LeanArgumentParser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         # Without argparse's usage, which would be 150 flags long here.
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        print(f"error: {self.source}{message}", file=sys.stderr)
+        sys.exit(2)
 
 
 @contextmanager

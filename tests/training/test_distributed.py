@@ -2,22 +2,30 @@
 """Two processes train and measure what one does: same steps, same weights, no sentence counted twice."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
-from safetensors.torch import load_file
-from training.runs import run_script, train
-
 from numerics import assert_close
+from safetensors.torch import load_file
+from training.runs import SCRIPTS, run_script, train
 
+from leanformers.training.checkpoints import find_damage
+
+LAUNCHER = (
+    *("-m", "accelerate.commands.launch"),
+    *("--config_file", str(SCRIPTS.parent / "configs/accelerate/cpu_2_processes.yaml")),
+)
 FLAGS = ("--config_overrides=dropout=0.0", "--max_steps=8", "--eval_strategy=steps", "--eval_steps=4")
 
 
-def test_two_processes_equal_one(root, recipe, tmp_path):
-    config = str(root / "configs/accelerate/cpu_2_processes.yaml")
+def test_two_processes_equal_one(recipe, tmp_path):
     process = run_script(
         "train_seq2seq.py",
         *recipe(tmp_path / "two", *FLAGS, "--per_device_train_batch_size=8"),
-        launcher=("-m", "accelerate.commands.launch", "--config_file", config),
+        launcher=LAUNCHER,
     )
     assert process.returncode == 0, process.stderr.decode()
     train(*recipe(tmp_path / "one", *FLAGS, "--per_device_train_batch_size=16"))
@@ -31,3 +39,27 @@ def test_two_processes_equal_one(root, recipe, tmp_path):
         assert shared[f"{prefix}_num_target_tokens"] == alone[f"{prefix}_num_target_tokens"]
         assert shared[f"{prefix}_perplexity"] == pytest.approx(alone[f"{prefix}_perplexity"], rel=1e-4)
         assert shared[f"{prefix}_chrf"] == pytest.approx(alone[f"{prefix}_chrf"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_processes_at_one_step(recipe, tmp_path):
+    argv = recipe(tmp_path / "run", "--max_steps=500", "--logging_steps=1")
+    command = [sys.executable, *LAUNCHER, SCRIPTS / "train_seq2seq.py", *argv]
+    # A session of its own, to which the signal goes as from a terminal: to the launcher and to both processes.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        for line in process.stdout:
+            if "'loss'" in line:
+                os.killpg(process.pid, signal.SIGINT)
+                break
+        output = process.stdout.read()
+    assert "nothing is lost" in output and "Interrupted outside" not in output
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    assert find_damage(checkpoint) is None
+    assert {path.name for path in checkpoint.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+    step = int(checkpoint.name.split("-")[1])
+    resumed = run_script(
+        "train_seq2seq.py", tmp_path / "run/arguments.yaml", "--resume", f"--max_steps={step + 2}", launcher=LAUNCHER
+    )
+    assert resumed.returncode == 0, resumed.stderr.decode()

@@ -15,20 +15,23 @@ from leanformers.plots import training_curves
 class InterruptCallback(TrainerCallback):
     """On Ctrl-C or SIGTERM, ends training after the running step and a checkpoint.
 
-    A second Ctrl-C ends the process at once. In a distributed run the processes agree on the step: they are not
-    signalled at the same time, and a process that stopped alone would leave the others waiting for its gradients.
+    A second Ctrl-C ends the process at once. In a distributed run it does not, because launchers pass on to every
+    process the signal that it has already had, and kill what does not end in time. There the processes agree on the
+    step: one that stopped alone would leave the others waiting for its gradients.
     """
 
     def __init__(self):
         self.signal = 0
+        self._distributed = False
         self._previous: dict[int, signal.Handlers] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self._distributed = args.world_size > 1
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._note)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if args.world_size > 1:
+        if self._distributed:
             self.signal = int(gather(torch.tensor([self.signal], device=args.device)).max())
         if self.signal:
             control.should_save = control.should_training_stop = True
@@ -39,7 +42,8 @@ class InterruptCallback(TrainerCallback):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        signal.signal(number, self._previous[number])
+        if not self._distributed:
+            signal.signal(number, self._previous[number])
 
 
 class CurvesCallback(TrainerCallback):

@@ -45,7 +45,7 @@ def prepare_output_dir(directory: Path, *, resume: bool, overwrite: bool) -> Non
 def last_whole_checkpoint(directory: Path) -> Path:
     """The newest checkpoint without damage; one that is passed over is named in a warning."""
     checkpoints = sorted(directory.glob("checkpoint-*"), key=_step, reverse=True)
-    damages = []
+    damages: list[str] = []
     for checkpoint in checkpoints:
         damage = find_damage(checkpoint)
         if damage is None:

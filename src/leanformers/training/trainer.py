@@ -104,7 +104,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         scores = score_translations(tokenizer.batch_decode(tokens, skip_special_tokens=True), self._references)
         # Loggers take numbers only.
         self.signatures = {key: value for key, value in scores.items() if isinstance(value, str)}
-        return {key: value for key, value in scores.items() if key not in self.signatures}
+        return {key: value for key, value in scores.items() if not isinstance(value, str)}
 
     def _save_checkpoint(self, model, trial) -> None:
         directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
