@@ -191,6 +191,11 @@ class AntheConfig(PreTrainedConfig):
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
         if self.ffn_type not in ("swiglu", "relu"):
             raise ValueError(f"`ffn_type` must be 'swiglu' or 'relu', got {self.ffn_type!r}.")
+        if self.ffn_hidden_size < 1:
+            raise ValueError(
+                f"`intermediate_size` must be at least 2 for 'swiglu', which takes two thirds of it, got "
+                f"{self.intermediate_size}."
+            )
 
     def _validate_gates(self):
         gate = self.cross_attention_gate or self.attention_gate
