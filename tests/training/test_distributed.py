@@ -8,11 +8,12 @@ import subprocess
 import sys
 
 import pytest
-from numerics import assert_close
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from training.runs import SCRIPTS, run_script, train
 
 from leanformers.training.checkpoints import find_damage
+from numerics import assert_close
 
 LAUNCHER = (
     *("-m", "accelerate.commands.launch"),
@@ -39,6 +40,12 @@ def test_two_processes_equal_one(recipe, tmp_path):
         assert shared[f"{prefix}_num_target_tokens"] == alone[f"{prefix}_num_target_tokens"]
         assert shared[f"{prefix}_perplexity"] == pytest.approx(alone[f"{prefix}_perplexity"], rel=1e-4)
         assert shared[f"{prefix}_chrf"] == pytest.approx(alone[f"{prefix}_chrf"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cpu_2_processes", "MULTI_GPU"), ("ddp", "MULTI_GPU"), ("fsdp2", "FSDP")])
+def test_accelerate_takes_every_key(root, name, kind):
+    config = load_config_from_file(str(root / f"configs/accelerate/{name}.yaml"))
+    assert config.distributed_type == kind and config.num_processes == 2
 
 
 @pytest.mark.slow

@@ -81,7 +81,9 @@ def translate(
         progress: Whether to show a progress bar on standard error.
     """
     translations = [""] * len(lines)
-    sources = {index: tokenizers.source(line).input_ids for index, line in enumerate(lines) if line.strip()}
+    full = [index for index, line in enumerate(lines) if line.strip()]
+    tokens = tokenizers.source([lines[index] for index in full]).input_ids if full else []
+    sources = dict(zip(full, tokens, strict=True))
     max_length = _max_length(model, max_new_tokens)
     num_cut = 0
     training = model.training
