@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from numerics import assert_close
 from torch import nn
 from transformers import DynamicCache, StaticCache
 
@@ -20,6 +19,7 @@ from leanformers.modeling.anthe.soft_positions import (
     sinusoidal_positions,
     soft_positions,
 )
+from numerics import assert_close
 
 EXACT = {"relative": 1e-9, "absolute": 1e-9}
 lengths = pytest.mark.parametrize("length", [1, 2, 63, 65])

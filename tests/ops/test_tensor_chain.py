@@ -8,7 +8,6 @@ from math import prod
 
 import pytest
 import torch
-from numerics import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from leanformers.modeling.anthe.soft_positions import naive_causal_convolution
@@ -25,6 +24,7 @@ from leanformers.modeling.anthe.tensor_chain import (
     naive_tensor_chain_kernel,
     tensor_chain_kernel,
 )
+from numerics import assert_close
 
 EXACT = {"relative": 1e-9, "absolute": 1e-9}
 # (in_features, out_features, ratio, length): three cores also take primes, four also a product of two.
