@@ -129,7 +129,7 @@ class AntheEmbeddings(nn.Module):
         token_embeddings: torch.Tensor,
         position_ids: torch.LongTensor,
         is_real: torch.Tensor | None = None,
-        cache_layer: ConvolutionInputs | None = None,
+        past_inputs: ConvolutionInputs | None = None,
     ) -> torch.Tensor:
         """`token_embeddings` are rows of `embed_tokens`, `[batch, length, embedding_size]`, as they stand there."""
         hidden_states = token_embeddings
@@ -138,7 +138,7 @@ class AntheEmbeddings(nn.Module):
             positions = sinusoidal_positions(position_ids, width).to(token_embeddings.dtype)
             hidden_states = token_embeddings * math.sqrt(width) + positions
         if isinstance(self.soft_positions, HierarchicalSoftPositions):
-            hidden_states = self.soft_positions(hidden_states, is_real, cache_layer)
+            hidden_states = self.soft_positions(hidden_states, is_real, past_inputs)
         elif self.soft_positions is not None:
             hidden_states = self.soft_positions(hidden_states)
         return self.dropout(hidden_states)
@@ -183,9 +183,9 @@ class AntheAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.num_key_value_groups = 1
-        self.gating, self.gated = (None, None) if gate == "none" else (gate[0].lower(), gate[2].lower())
+        self.gating, self.gated = ("", "") if gate == "none" else (gate[0].lower(), gate[2].lower())
         projections = [f"{stream}_proj" for stream in "qkv" if stream != self.gating]
-        for name in projections if self.gating is None else ["gate_proj", *projections]:
+        for name in ["gate_proj", *projections] if self.gating else projections:
             setattr(self, name, build_linear(config, config.hidden_size, config.hidden_size, config.tc_attn_ratio))
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
@@ -252,7 +252,7 @@ class AntheAttention(nn.Module):
         return raw if self.gating == "k" else key, raw if self.gating == "v" else value
 
     def _check_cross_gate(self, streams: dict[str, torch.Tensor], past_key_values: EncoderDecoderCache | None) -> None:
-        if self.gating is None or "q" not in (self.gating, self.gated):
+        if "q" not in (self.gating, self.gated):
             return
         if past_key_values is not None:
             raise ValueError(
@@ -274,10 +274,10 @@ class AntheFeedForward(nn.Module):
 
     def __init__(self, config: AntheConfig):
         super().__init__()
-        sizes, ratio = (config.hidden_size, config.ffn_hidden_size), config.tc_ffn_ratio
-        self.gate_proj = build_linear(config, *sizes, ratio) if config.ffn_type == "swiglu" else None
-        self.up_proj = build_linear(config, *sizes, ratio)
-        self.down_proj = build_linear(config, *reversed(sizes), ratio)
+        size, inner_size, ratio = config.hidden_size, config.ffn_hidden_size, config.tc_ffn_ratio
+        self.gate_proj = build_linear(config, size, inner_size, ratio) if config.ffn_type == "swiglu" else None
+        self.up_proj = build_linear(config, size, inner_size, ratio)
+        self.down_proj = build_linear(config, inner_size, size, ratio)
         self.activation = ACT2FN["silu" if config.ffn_type == "swiglu" else "relu"]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -486,12 +486,12 @@ class AntheDecoder(AnthePreTrainedModel):
             inputs_embeds = self.embeddings.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
-        cache_layer = self._soft_positions_layer(past_key_values)
+        past_inputs = self._convolution_inputs(past_key_values)
         masks = attention_mask
         if not isinstance(masks, dict):
             masks = decoder_masks(self.config, inputs_embeds, attention_mask, past_key_values)
 
-        hidden_states = self.embeddings(inputs_embeds, masks["position_ids"], masks["is_real"], cache_layer)
+        hidden_states = self.embeddings(inputs_embeds, masks["position_ids"], masks["is_real"], past_inputs)
         encoder_mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=hidden_states,
@@ -512,8 +512,8 @@ class AntheDecoder(AnthePreTrainedModel):
             last_hidden_state=hidden_states, past_key_values=past_key_values
         )
 
-    def _soft_positions_layer(self, past_key_values: EncoderDecoderCache | None) -> ConvolutionInputs | None:
-        """The cache layer that keeps the inputs of the soft positions' convolutions, if there are any."""
+    def _convolution_inputs(self, past_key_values: EncoderDecoderCache | None) -> ConvolutionInputs | None:
+        """What the cache keeps for the soft positions' convolutions, if there are any."""
         if past_key_values is None:
             return None
         if not isinstance(past_key_values, EncoderDecoderCache):
@@ -526,13 +526,13 @@ class AntheDecoder(AnthePreTrainedModel):
         layers = past_key_values.self_attention_cache.layers
         if not layers:  # a DynamicCache without a config, whose layers come with their first use
             layers.append(SoftPositionsLayer())
-        # By what it can do: a second copy of this file, loaded from another repository, registers a class of its own.
-        if not hasattr(layers[0], "update_conv_inputs"):
+        # By what it has: a second copy of this file, loaded from another repository, registers a class of its own.
+        if not hasattr(layers[0], "convolutions"):
             raise ValueError(
                 f"The first layer of the cache is a {type(layers[0]).__name__}, which cannot keep the inputs of the "
                 "soft positions' convolutions: build the cache with `config=model.config`."
             )
-        return layers[0]
+        return layers[0].convolutions
 
 
 class AntheModel(AnthePreTrainedModel):

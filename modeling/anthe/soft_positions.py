@@ -17,6 +17,8 @@ unusual here, against the original implementation:
 - tokens before the first real one are zeroed at every level, so that left padding changes nothing.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -101,72 +103,94 @@ def naive_causal_convolution(
 
 class ConvolutionInputs:
     """
-    What the first decoder layer's cache holds beside keys and values: for each convolution of H-SoftPOS the inputs
-    that its next step reads. They move with every operation on the batch dimension.
+    What the cache holds for H-SoftPOS: for each convolution the inputs that its next step reads. The first decoder
+    layer's cache carries it along with keys and values through every operation on the batch.
     """
+
+    def __init__(self):
+        self.inputs: dict[int, torch.Tensor] = {}
+        self.reach: dict[int, int] = {}
+        self.record_past = False
+
+    def update(self, inputs: torch.Tensor, level: int, reach: int) -> torch.Tensor:
+        """
+        Store the inputs `[batch, length, channels]` of convolution `level`, which reaches `reach` tokens back, and
+        return them with that many earlier ones (zeros before the first token): `[batch, reach + length, channels]`.
+        """
+        past = self.inputs.get(level)
+        if past is None:
+            past = inputs.new_zeros(inputs.shape[0], reach, inputs.shape[-1])
+        full = torch.cat([past, inputs], dim=1)
+        self.reach[level] = reach
+        self.inputs[level] = full if self.record_past else full[:, -reach:].contiguous()
+        return full[:, -(reach + inputs.shape[1]) :]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Step back by `-tokens_to_remove` tokens; what was not recorded cannot be restored."""
+        for level, inputs in self.inputs.items():
+            kept = inputs[:, : inputs.shape[1] + tokens_to_remove]
+            if kept.shape[1] < self.reach[level]:
+                raise RuntimeError(
+                    f"The cache holds the last {inputs.shape[1]} inputs of convolution {level} and cannot step back "
+                    f"{-tokens_to_remove}. Call `activate_past_recording` before decoding what is to be cropped."
+                )
+            self.inputs[level] = kept[:, -self.reach[level] :]
+
+    def select(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Apply a change of the batch dimension to all inputs."""
+        self.inputs = {level: change(inputs) for level, inputs in self.inputs.items()}
+
+
+class SoftPositionsLayer(DynamicLayer):
+    """The first layer of an Anthe decoder in `DynamicCache(config=...)`."""
+
+    _layer_type = "anthe_soft_positions"
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.convolutions = ConvolutionInputs()
+
+    def activate_past_recording(self) -> None:
+        """Keep all inputs from here on until the next `crop`, so that it can step back (assisted decoding)."""
+        self.convolutions.record_past = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)
+        self.convolutions.crop(tokens_to_remove)
+
+    def reset(self) -> None:
+        super().reset()
+        self.convolutions.inputs.clear()
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        self.convolutions.select(lambda inputs: inputs.index_select(0, beam_idx.to(inputs.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self.convolutions.select(lambda inputs: inputs.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.convolutions.select(lambda inputs: inputs[indices])
+
+
+class StaticSoftPositionsLayer(StaticLayer):
+    """The same in `StaticCache(config=...)`, which can neither be cropped nor change its batch size."""
 
     _layer_type = "anthe_soft_positions"
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.conv_inputs: dict[int, torch.Tensor] = {}
-        self.num_kept: dict[int, int] = {}
-        self.record_past = False
-
-    def update_conv_inputs(self, inputs: torch.Tensor, level: int, num_kept: int) -> torch.Tensor:
-        """
-        Store the inputs `[batch, length, channels]` of convolution `level`, which reaches `num_kept` tokens back, and
-        return them with that many earlier ones (zeros before the first token): `[batch, num_kept + length, channels]`.
-        """
-        past = self.conv_inputs.get(level)
-        if past is None:
-            past = inputs.new_zeros(inputs.shape[0], num_kept, inputs.shape[-1])
-        full = torch.cat([past, inputs], dim=1)
-        self.num_kept[level] = num_kept
-        self.conv_inputs[level] = full if self.record_past else full[:, -num_kept:].contiguous()
-        return full[:, -(num_kept + inputs.shape[1]) :]
-
-    def activate_past_recording(self) -> None:
-        """Keep all inputs from here on until the next `crop`, so that it can step back (assisted decoding)."""
-        self.record_past = True
-
-    def crop(self, tokens_to_remove: int) -> None:
-        super().crop(tokens_to_remove)
-        for level, inputs in self.conv_inputs.items():
-            kept = inputs[:, : inputs.shape[1] + tokens_to_remove]
-            if kept.shape[1] < self.num_kept[level]:
-                raise RuntimeError(
-                    f"The cache holds the last {inputs.shape[1]} inputs of convolution {level} and cannot step back "
-                    f"{-tokens_to_remove}. Call `activate_past_recording` before decoding what is to be cropped."
-                )
-            self.conv_inputs[level] = kept[:, -self.num_kept[level] :]
+        self.convolutions = ConvolutionInputs()
 
     def reset(self) -> None:
         super().reset()
-        self.conv_inputs.clear()
-
-    def _select(self, change) -> None:
-        self.conv_inputs = {level: change(inputs) for level, inputs in self.conv_inputs.items()}
+        self.convolutions.inputs.clear()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
-        self._select(lambda inputs: inputs.index_select(0, beam_idx.to(inputs.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        self._select(lambda inputs: inputs.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        super().batch_select_indices(indices)
-        self._select(lambda inputs: inputs[indices])
-
-
-class SoftPositionsLayer(ConvolutionInputs, DynamicLayer):
-    """`DynamicCache(config=...)` builds it as the first layer of an Anthe decoder."""
-
-
-class StaticSoftPositionsLayer(ConvolutionInputs, StaticLayer):
-    """The same for `StaticCache(config=...)`."""
+        self.convolutions.select(lambda inputs: inputs.index_select(0, beam_idx.to(inputs.device)))
 
 
 class SoftPositions(nn.Module):
@@ -231,13 +255,13 @@ class HierarchicalSoftPositions(nn.Module):
         self,
         embeddings: torch.Tensor,
         is_real: torch.Tensor | None = None,
-        cache_layer: ConvolutionInputs | None = None,
+        past_inputs: ConvolutionInputs | None = None,
     ) -> torch.Tensor:
         """
         Args:
             embeddings (`torch.Tensor`): `[batch, length, embedding_size]`, positions already added.
             is_real (`torch.Tensor`, *optional*): `[batch, length]`, False for padding before the first token.
-            cache_layer (`ConvolutionInputs`, *optional*): where earlier inputs of the convolutions are.
+            past_inputs (`ConvolutionInputs`, *optional*): earlier inputs of the convolutions, updated in place.
         """
         outputs, hidden_states = [], embeddings
         for level, positions in enumerate(self.levels):
@@ -245,13 +269,15 @@ class HierarchicalSoftPositions(nn.Module):
                 hidden_states = hidden_states * is_real[..., None].to(hidden_states.dtype)
             outputs.append(positions(hidden_states))
             if level < len(self.convs):
-                hidden_states = self._convolve(hidden_states, level, cache_layer)
+                hidden_states = self._convolve(hidden_states, level, past_inputs)
         return torch.cat(outputs, dim=-1)
 
-    def _convolve(self, hidden_states: torch.Tensor, level: int, cache_layer: ConvolutionInputs | None):
+    def _convolve(
+        self, hidden_states: torch.Tensor, level: int, past_inputs: ConvolutionInputs | None
+    ) -> torch.Tensor:
         reach = (CONVOLUTION_KERNEL_SIZE - 1) * 2**level
-        if cache_layer is None:
+        if past_inputs is None:
             inputs = nn.functional.pad(hidden_states, (0, 0, reach, 0))
         else:
-            inputs = cache_layer.update_conv_inputs(hidden_states, level, reach)
+            inputs = past_inputs.update(hidden_states, level, reach)
         return self.convs[level](inputs.transpose(1, 2)).transpose(1, 2)

@@ -10,6 +10,7 @@ from transformers import DynamicCache, StaticCache
 
 from leanformers.modeling.anthe import AntheConfig
 from leanformers.modeling.anthe.soft_positions import (
+    ConvolutionInputs,
     HierarchicalSoftPositions,
     SoftPositions,
     SoftPositionsLayer,
@@ -123,22 +124,22 @@ def test_a_token_reaches_as_far_as_the_convolutions_do(levels):
 @pytest.mark.parametrize("tc_ratio", [None, 0.7], ids=["dense", "tensor_chain"])
 @pytest.mark.parametrize("levels", [1, 2, 4])
 def test_steps_and_chunks_are_the_whole(levels, tc_ratio, chunks):
-    module, cache_layer = hierarchy(levels, tc_ratio), SoftPositionsLayer()
+    module, past_inputs = hierarchy(levels, tc_ratio), ConvolutionInputs()
     hidden_states = torch.randn(2, sum(chunks), 10, dtype=torch.float64)
-    outputs = [module(chunk, cache_layer=cache_layer) for chunk in hidden_states.split(chunks, dim=1)]
+    outputs = [module(chunk, past_inputs=past_inputs) for chunk in hidden_states.split(chunks, dim=1)]
     assert_close("output", torch.cat(outputs, dim=1), naive_hierarchy(module, hidden_states), **EXACT)
-    for level, inputs in cache_layer.conv_inputs.items():
+    for level, inputs in past_inputs.inputs.items():
         assert inputs.shape[1] == 2 * 2**level  # a token more would be memory for nothing
 
 
 @pytest.mark.parametrize("chunks", [[11], [1] * 11, [2, 1, 8]], ids=str)
 def test_tokens_before_the_first_real_one_change_nothing(chunks):
-    module, cache_layer = hierarchy(3), SoftPositionsLayer()
+    module, past_inputs = hierarchy(3), ConvolutionInputs()
     pads = torch.tensor([0, 1, 4, 10])
     is_real = torch.arange(11) >= pads[:, None]
     hidden_states = torch.randn(4, 11, 10, dtype=torch.float64)
     outputs = [
-        module(chunk, real, cache_layer)
+        module(chunk, real, past_inputs)
         for chunk, real in zip(hidden_states.split(chunks, dim=1), is_real.split(chunks, dim=1), strict=True)
     ]
     output = torch.cat(outputs, dim=1)
@@ -155,7 +156,7 @@ def cache(request) -> DynamicCache | StaticCache:
 
 def advance(cache, module: HierarchicalSoftPositions, hidden_states: torch.Tensor) -> torch.Tensor:
     """What a decoder does to the first layer of its cache."""
-    output = module(hidden_states, cache_layer=cache.layers[0])
+    output = module(hidden_states, past_inputs=cache.layers[0].convolutions)
     keys = torch.randn(hidden_states.shape[0], 4, hidden_states.shape[1], 8)
     for index in range(2):
         cache.update(keys, keys, index)
@@ -165,7 +166,7 @@ def advance(cache, module: HierarchicalSoftPositions, hidden_states: torch.Tenso
 def test_config_chooses_the_cache_layer(cache):
     expected = SoftPositionsLayer if isinstance(cache, DynamicCache) else StaticSoftPositionsLayer
     assert type(cache.layers[0]) is expected
-    assert not hasattr(cache.layers[1], "conv_inputs")
+    assert not hasattr(cache.layers[1], "convolutions")
 
 
 def test_one_level_needs_no_cache_layer_of_its_own():
@@ -207,7 +208,7 @@ def test_reset_starts_over(cache):
     module, hidden_states = hierarchy(3), torch.randn(3, 6, 10, dtype=torch.float64)
     first = advance(cache, module, hidden_states)
     cache.reset()
-    assert cache.get_seq_length() == 0 and not cache.layers[0].conv_inputs
+    assert cache.get_seq_length() == 0 and not cache.layers[0].convolutions.inputs
     assert torch.equal(advance(cache, module, hidden_states), first)
 
 
@@ -223,7 +224,7 @@ def test_crop_restores_convolution_inputs(num_removed):
     cache.crop(-num_removed)
     kept = 10 - num_removed
     assert cache.get_seq_length() == kept
-    assert {level: inputs.shape[1] for level, inputs in cache.layers[0].conv_inputs.items()} == {0: 2, 1: 4}
+    assert {level: inputs.shape[1] for level, inputs in cache.layers[0].convolutions.inputs.items()} == {0: 2, 1: 4}
     continued = torch.cat([hidden_states[:, :kept], torch.randn(2, 3, 10, dtype=torch.float64)], dim=1)
     output = advance(cache, module, continued[:, kept:])
     assert_close("output", output, naive_hierarchy(module, continued)[:, kept:], **EXACT)
