@@ -11,6 +11,7 @@ BENCHMARKS = {
     "anthe_training": "anthe:training",
     "anthe_generation": "anthe:generation",
     "anthe_memory": "anthe:memory",
+    "anthe_tensor_chain": "tensor_chain:contraction",
 }
 
 
