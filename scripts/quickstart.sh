@@ -38,7 +38,7 @@ elsewhere=$(mktemp -d)
 trap 'rm -rf "$elsewhere"' EXIT
 folder=$PWD/$export_folder python=$(cd "$(dirname "$python")" && pwd)/python
 cd "$elsewhere"
-HF_MODULES_CACHE=$elsewhere/modules "$python" - "$folder" <<'PYTHON'
+HF_MODULES_CACHE=$elsewhere/modules TRANSFORMERS_VERBOSITY=error "$python" - "$folder" <<'PYTHON'
 import sys
 
 
@@ -57,9 +57,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 folder = sys.argv[1]
 model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
-source, target = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(f"{folder}/target_tokenizer")
+source = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+target = AutoTokenizer.from_pretrained(folder, subfolder="target_tokenizer", trust_remote_code=True)
 lines = ["twenty-one", "three hundred and sixteen", "nine hundred and eighty-seven thousand, six hundred and fifty-four"]
-ids = model.generate(**source(lines, padding=True, return_tensors="pt"), max_new_tokens=64, do_sample=False)
+ids = model.generate(**source(lines, padding=True, return_tensors="pt"), do_sample=False)
 for line, translation in zip(lines, target.batch_decode(ids, skip_special_tokens=True), strict=True):
     print(f"{line}  ->  {translation}")
 assert not any(name.partition(".")[0] == "leanformers" for name in sys.modules)
