@@ -27,6 +27,9 @@ from transformers import initialization as init
 # How much longer a multiplication takes in the thin products of a chain than in one large matrix product: on a CPU, at
 # widths from 128 to 1365 and 512 to 2048 tokens, forward and backward break even between 2.8 and 5.3.
 THIN_PRODUCT_COST = 4.0
+# Reading a kernel that has left the processor's cache takes as long as multiplying this many tokens with it: decoding one
+# sentence is faster through the cores, which stay there.
+KERNEL_READ_COST = 16
 
 
 def prime_factors(number: int) -> list[int]:
@@ -259,6 +262,9 @@ class TensorChainLinear(TensorChain):
     ):
         super().__init__(chain_core_shapes(in_features, out_features, ratio, length, reference_bond))
         self.in_features, self.out_features, self.mode = in_features, out_features, mode
+        left, right = chain_costs(self.core_shapes)
+        self._contract = chain_from_left if left < right else chain_from_right
+        self._chain_cost = THIN_PRODUCT_COST * min(left, right)
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self._kernel: torch.Tensor | None = None
         self._kernel_cores: list[torch.Tensor] = []
@@ -281,9 +287,7 @@ class TensorChainLinear(TensorChain):
         """`hidden_states` `[..., in_features]` -> `[..., out_features]`, in the dtype of the input."""
         flat = hidden_states.reshape(-1, self.in_features)
         if self._chain_is_cheaper(flat.shape[0]):
-            left, right = chain_costs(self.core_shapes)
-            contract = chain_from_left if left <= right else chain_from_right
-            output = contract(flat, self.cores)
+            output = self._contract(flat, self.cores)
             output = output if self.bias is None else output + self.bias
         else:
             kernel = self._cached_kernel() if self._may_cache() else self.materialize()
@@ -293,12 +297,12 @@ class TensorChainLinear(TensorChain):
     def _chain_is_cheaper(self, num_tokens: int) -> bool:
         if self.mode != "auto":
             return self.mode == "chain"
-        chain = THIN_PRODUCT_COST * min(chain_costs(self.core_shapes))
-        dense = self.in_features * self.out_features
+        dense_cost = self.in_features * self.out_features
         # A choice by the number of tokens would tie a compiled or exported graph to its example's shape.
-        if self._may_cache() or torch.compiler.is_compiling():
-            return chain < dense
-        return num_tokens * chain < (num_tokens + self.bond_dim) * dense
+        if torch.compiler.is_compiling():
+            return self._chain_cost < dense_cost
+        overhead = KERNEL_READ_COST if self._may_cache() else KERNEL_READ_COST + self.bond_dim
+        return num_tokens * self._chain_cost < (num_tokens + overhead) * dense_cost
 
     def _may_cache(self) -> bool:
         return not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
