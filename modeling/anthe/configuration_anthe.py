@@ -75,7 +75,7 @@ class AntheConfig(PreTrainedConfig):
             `"variance_preserving"` gives the materialised kernel the variance of a Glorot matrix, `"reference"` is the
             original's Glorot per core, which makes kernels 5 to 30 times too small.
         tc_forward (`str`, defaults to `"auto"`):
-            `"materialize"`, `"chain"`, or `"auto"`: whichever needs fewer multiplications at the shape at hand.
+            `"materialize"`, `"chain"`, or `"auto"`: whichever costs less at the shape at hand.
         share_embeddings (`bool`, defaults to `False`):
             One embedding module for encoder and decoder. Needs one vocabulary.
         tie_word_embeddings (`bool`, defaults to `False`):
@@ -187,6 +187,9 @@ class AntheConfig(PreTrainedConfig):
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
                 f"({self.num_attention_heads})."
             )
+        for name in ("layer_norm_eps", "initializer_range"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
         if self.ffn_type not in ("swiglu", "relu"):

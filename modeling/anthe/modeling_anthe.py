@@ -627,9 +627,14 @@ class AntheForSeq2SeqLM(AnthePreTrainedModel, GenerationMixin):
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """Labels `[batch, length]` one step later, behind `decoder_start_token_id`; -100 becomes padding."""
-        start = labels.new_full((labels.shape[0], 1), self.config.decoder_start_token_id)
-        shifted = torch.cat([start, labels[:, :-1]], dim=1)
-        return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
+        start_id, pad_id = self.config.decoder_start_token_id, self.config.pad_token_id
+        if start_id is None or pad_id is None:
+            raise ValueError(
+                f"Labels alone need `decoder_start_token_id` (now {start_id}) and `pad_token_id` (now {pad_id}) in "
+                "the config: set them, or pass `decoder_input_ids`."
+            )
+        shifted = torch.cat([labels.new_full((labels.shape[0], 1), start_id), labels[:, :-1]], dim=1)
+        return shifted.masked_fill(shifted == -100, pad_id)
 
     @can_return_tuple
     def forward(

@@ -24,11 +24,11 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-# How much longer a multiplication takes in the thin products of a chain than in one large matrix product: on a CPU, at
-# widths from 128 to 1365 and 512 to 2048 tokens, forward and backward break even between 2.8 and 5.3.
+# How much longer a multiplication takes in the thin products of a chain than in one large matrix product. On a CPU,
+# forward and backward break even between 2 and 5 (`anthe_tensor_chain` of scripts/benchmarks).
 THIN_PRODUCT_COST = 4.0
-# Reading a kernel that has left the processor's cache takes as long as multiplying this many tokens with it: decoding one
-# sentence is faster through the cores, which stay there.
+# Reading a kernel that has left the processor's cache takes as long as multiplying this many tokens with it: a single
+# sentence is decoded faster through the cores, which stay there.
 KERNEL_READ_COST = 16
 
 
@@ -160,21 +160,23 @@ def tensor_chain_kernel(cores: list[torch.Tensor]) -> torch.Tensor:
 
 def chain_from_right(hidden_states: torch.Tensor, cores: list[torch.Tensor]) -> torch.Tensor:
     """`[T, I]` times the chain, last core first, without building the kernel: gives `[T, O]`."""
-    state = hidden_states.unsqueeze(-1)
+    state, columns = hidden_states.unsqueeze(-1), 1
     for core in reversed(cores):
         inputs, bond, next_bond, outputs = core.shape
         matrix = core.permute(1, 3, 0, 2).reshape(bond * outputs, inputs * next_bond)
-        state = matrix @ state.reshape(-1, inputs * next_bond, state.shape[-1])
-        state = state.reshape(state.shape[0], bond, -1)
-    return state.reshape(hidden_states.shape[0], -1)
+        rows = state.shape[0] * state.shape[1] // (inputs * next_bond)
+        state = matrix @ state.reshape(rows, inputs * next_bond, columns)
+        columns *= outputs
+        state = state.reshape(rows, bond, columns)
+    return state.reshape(hidden_states.shape[0], columns)
 
 
 def chain_from_left(hidden_states: torch.Tensor, cores: list[torch.Tensor]) -> torch.Tensor:
     """The same, first core first: the chain read backwards, on inputs and outputs whose axes are turned round."""
-    axes = [0, *range(len(cores), 0, -1)]
-    turned = hidden_states.reshape(-1, *(core.shape[0] for core in cores)).permute(axes).flatten(1)
+    num_tokens, axes = hidden_states.shape[0], [0, *range(len(cores), 0, -1)]
+    turned = hidden_states.reshape(num_tokens, *(core.shape[0] for core in cores)).permute(axes).flatten(1)
     output = chain_from_right(turned, [core.transpose(1, 2) for core in reversed(cores)])
-    return output.reshape(-1, *(core.shape[-1] for core in reversed(cores))).permute(axes).flatten(1)
+    return output.reshape(num_tokens, *(core.shape[-1] for core in reversed(cores))).permute(axes).flatten(1)
 
 
 def chain_costs(core_shapes: list[tuple[int, int, int, int]]) -> tuple[int, int]:
@@ -237,9 +239,9 @@ class TensorChainLinear(TensorChain):
     """
     A linear layer `y = x K + b` whose kernel is a tensor chain.
 
-    In training the kernel is either built and multiplied with, or never built and the input is contracted with one
-    core after the other, whichever takes fewer multiplications for the tokens at hand. In evaluation without
-    gradients a built kernel is kept, as long as the cores are what they were.
+    Either the kernel is built and multiplied with, or it is never built and the input is contracted with one core
+    after the other, whichever costs less for the tokens at hand. In evaluation without gradients a built kernel is
+    kept, as long as the cores are what they were.
 
     Args:
         in_features, out_features (`int`): logical sizes `I`, `O`; both must factor into `length` parts.

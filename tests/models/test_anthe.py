@@ -120,6 +120,8 @@ class TestAnthe(Seq2SeqSuite):
         ({"intermediate_size": 0}, ["`intermediate_size`", "got 0"]),
         ({"intermediate_size": 1}, ["`intermediate_size`", "got 1"]),
         ({"num_attention_heads": 5}, ["`hidden_size` (32)", "multiple of `num_attention_heads`", "(5)"]),
+        ({"layer_norm_eps": 0.0}, ["`layer_norm_eps`", "got 0.0"]),
+        ({"initializer_range": -0.1}, ["`initializer_range`", "got -0.1"]),
         ({"dropout": 1}, ["`dropout`", "got 1"]),
         ({"dropout": -0.1}, ["`dropout`", "got -0.1"]),
         ({"ffn_type": "gelu"}, ["`ffn_type`", "'swiglu' or 'relu'", "'gelu'"]),
@@ -267,6 +269,13 @@ def test_caches_without_the_config_are_completed_or_refused():
     for wrong, name in ((DynamicCache(config=BartConfig()), "DynamicLayer"), (static, "StaticLayer")):
         with pytest.raises(ValueError, match=f"is a {name}, .* build the cache with `config=model.config`"):
             model(**inputs, past_key_values=EncoderDecoderCache(wrong, DynamicCache()))
+
+
+@pytest.mark.parametrize("field", ["decoder_start_token_id", "pad_token_id"])
+def test_labels_alone_need_special_tokens(field):
+    model, source = small_model(**{field: None}), torch.randint(FIRST_WORD, 60, (2, 5))
+    with pytest.raises(ValueError, match=f"`{field}` \\(now None\\)"):
+        model(input_ids=source, labels=source)
 
 
 def test_static_cache_of_a_loop_of_ones_own():

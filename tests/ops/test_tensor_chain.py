@@ -522,3 +522,12 @@ def test_convolution_is_the_naive_one(in_channels, kernel_size, dilation, length
     inputs = [hidden_states, layer.bias, *layer.cores]
     for k, (actual, expected) in enumerate(zip(gradients(fast, inputs), gradients(naive, inputs), strict=True)):
         assert_close(f"gradient {k}", actual, expected, **EXACT)
+
+
+@pytest.mark.parametrize("mode", ["auto", "chain", "materialize"])
+@pytest.mark.parametrize("length", [2, 3, 4])
+def test_no_tokens_give_no_outputs(length, mode):
+    layer = TensorChainLinear(24, 36, 0.5, length, mode=mode)
+    layer.reset_parameters()
+    assert layer(torch.zeros(0, 24)).shape == (0, 36)
+    assert layer(torch.zeros(2, 0, 24)).shape == (2, 0, 36)
