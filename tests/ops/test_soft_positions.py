@@ -164,15 +164,16 @@ def advance(cache, module: HierarchicalSoftPositions, hidden_states: torch.Tenso
 
 
 def test_config_chooses_the_cache_layer(cache):
+    # By name: a copy of the code loaded from a repository registers a class of its own for the same layer type.
     expected = SoftPositionsLayer if isinstance(cache, DynamicCache) else StaticSoftPositionsLayer
-    assert type(cache.layers[0]) is expected
+    assert type(cache.layers[0]).__name__ == expected.__name__
     assert not hasattr(cache.layers[1], "convolutions")
 
 
 def test_one_level_needs_no_cache_layer_of_its_own():
     for options in ({"soft_position_levels": 1}, {"position_embedding_type": "sinusoidal"}):
         config = AntheConfig(hidden_size=32, num_attention_heads=4, **options)
-        assert not isinstance(DynamicCache(config=config).layers[0], SoftPositionsLayer)
+        assert not hasattr(DynamicCache(config=config).layers[0], "convolutions")
 
 
 @pytest.mark.parametrize("order", [[2, 0, 1], [1, 1, 1]], ids=str)
