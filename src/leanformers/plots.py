@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 TRAINING, EVALUATION, INK, GRID = "#3b6ea8", "#d1603d", "#333333", "#dddddd"
-SPEED = ("runtime", "samples_per_second", "steps_per_second", "tokens_per_second", "model_preparation_time")
+# What an evaluation logs beside its results: how fast it was, and on how much.
+NO_RESULTS = (
+    "runtime",
+    "samples_per_second",
+    "steps_per_second",
+    "tokens_per_second",
+    "model_preparation_time",
+    "num_target_tokens",
+)
 
 Curve = list[tuple[float, float]]
 
@@ -55,7 +63,7 @@ def _panels(log_history: Sequence[Mapping]) -> dict[str, dict[str, Curve]]:
     metrics = dict.fromkeys(key for entry in log_history for key in entry if key.startswith("eval_"))
     for key in metrics:
         name = key.removeprefix("eval_")
-        if name != "loss" and not name.endswith(SPEED):
+        if name != "loss" and not name.endswith(NO_RESULTS):
             panels[name.replace("_", " ")] = {"evaluation": _curve(log_history, key)}
     present = {title: {label: curve for label, curve in curves.items() if curve} for title, curves in panels.items()}
     return {title: curves for title, curves in present.items() if curves}

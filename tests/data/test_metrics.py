@@ -35,6 +35,13 @@ def test_translation_is_what_sacrebleu_says(translation):
     assert scores["chrf_signature"] == f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|{version}"
 
 
+def test_no_bleu_of_single_words(translation):
+    """It would be 0, as no four tokens are there to match."""
+    scores = translation.compute(predictions=["zwei", "drei"], references=["zwei", "drei"])
+    assert scores["chrf"] == 100 and not scores.keys() & {"bleu", "bleu_signature"}
+    assert translation.compute(predictions=["zwei", "eins"], references=REFERENCES[:2])["bleu"] == 0
+
+
 def test_several_references_for_each_sentence(translation):
     pairs = [list(pair) for pair in zip(REFERENCES, OTHERS, strict=True)]
     scores = translation.compute(predictions=PREDICTIONS, references=pairs)

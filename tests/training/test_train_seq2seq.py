@@ -35,9 +35,9 @@ def test_every_result_is_written(trained):
     assert results["seed"] == 42 and results["train_runtime"] > 0
     assert {"python", "torch", "transformers", "leanformers"} <= results["versions"].keys()
     for prefix in ("eval", "test_first", "test_second"):
-        for metric in ("bleu", "chrf", "exact_match", "perplexity", "loss", "num_target_tokens"):
+        for metric in ("chrf", "exact_match", "perplexity", "loss", "num_target_tokens"):
             assert f"{prefix}_{metric}" in results
-    assert results["bleu_signature"].startswith("nrefs:1")
+    assert results["chrf_signature"].startswith("nrefs:1")
     assert results == {key: value for name in RESULTS[:3] for key, value in read(trained, name).items()}
 
 
@@ -53,7 +53,7 @@ def test_evaluation_in_training_equals_evaluation_of_the_folder(trained):
     results = evaluate_splits(model, tokenizers, data, GenerationArguments(batch_size=5), ["validation", "test_first"])
     expected = read(trained, "all_results.json")
     for split, prefix in (("validation", "eval"), ("test_first", "test_first")):
-        for key in ("bleu", "chrf", "exact_match", "num_target_tokens"):
+        for key in ("chrf", "exact_match", "num_target_tokens"):
             assert results[split][key] == expected[f"{prefix}_{key}"]
         assert results[split]["perplexity"] == pytest.approx(expected[f"{prefix}_perplexity"], rel=1e-5)
 

@@ -101,7 +101,7 @@ def export(
     try:
         _write_model(partial, model, code)
         tokenizers = TranslationTokenizers(tokenizer, target_tokenizer or tokenizer)
-        _write_tokenizers(partial, tokenizers, model.config.model_type)
+        _write_tokenizers(partial, tokenizers)
         log = training_log or ()
         has_curves = any(not {"loss", "eval_loss"}.isdisjoint(entry) for entry in log)
         if has_curves:
@@ -237,13 +237,14 @@ def _write_model(folder: Path, model: PreTrainedModel, code: ShippedCode) -> Non
         shutil.copyfile(file, folder / file.name)
 
 
-def _write_tokenizers(folder: Path, tokenizers: TranslationTokenizers, model_type: str) -> None:
+def _write_tokenizers(folder: Path, tokenizers: TranslationTokenizers) -> None:
     tokenizers.save_pretrained(folder)
     for path in folder.rglob("tokenizer_config.json"):
         _edit_json(path, drop=LOADING_TRACES)
     if not tokenizers.shared:
-        # From a repository, unlike from a folder, AutoTokenizer fails without a configuration beside the tokenizer.
-        _write_json(folder / TARGET_SUBFOLDER / "config.json", {"model_type": model_type})
+        # From a repository, unlike from a folder, AutoTokenizer fails without a configuration beside the tokenizer; a
+        # model_type in it would bring a warning.
+        _write_json(folder / TARGET_SUBFOLDER / "config.json", {})
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:

@@ -19,6 +19,7 @@ Args:
     references: One string a sentence, or the same number of alternative strings for every sentence.
 Returns:
     bleu and chrf from 0 to 100, and bleu_signature and chrf_signature: sacreBLEU's record of how they were computed.
+    Where no reference has the four tokens that BLEU looks for, it would be 0 for perfect translations and is left out.
 """
 
 
@@ -48,9 +49,8 @@ class Translation(evaluate.Metric):
             raise ValueError(f"Every sentence needs the same number of references, but there are {sorted(counts)}.")
         streams = list(zip(*alternatives, strict=True))
         bleu, chrf = BLEU(), CHRF()
-        return {
-            "bleu": bleu.corpus_score(predictions, streams).score,
-            "chrf": chrf.corpus_score(predictions, streams).score,
-            "bleu_signature": str(bleu.get_signature()),
-            "chrf_signature": str(chrf.get_signature()),
-        }
+        metrics: dict[str, BLEU | CHRF] = {"bleu": bleu, "chrf": chrf}
+        if not any(bleu.corpus_score(stream, streams).totals[3] for stream in streams):
+            del metrics["bleu"]
+        scores = {name: metric.corpus_score(predictions, streams).score for name, metric in metrics.items()}
+        return scores | {f"{name}_signature": str(metric.get_signature()) for name, metric in metrics.items()}
