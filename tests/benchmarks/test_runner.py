@@ -53,7 +53,7 @@ def test_rates_follow_from_tokens_and_times(report):
 
 
 def test_report_says_what_ran_on_what_but_not_on_whose_machine(report, root):
-    assert report["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(report["versions"]["torch"])
     assert set(report["versions"]) == {"python", "leanformers", "torch", "transformers"}
     assert set(report["machine"]) == {"system", "processor", "cores", "threads", "device"}
     assert report["machine"]["threads"] == 1 and report["quick"] is True

@@ -451,6 +451,10 @@ class Seq2SeqSuite:
         for name, expected in results["eager"].items():
             assert_close(name, results["sdpa"][name], expected)
 
+    @pytest.mark.skipif(
+        torch.__version__.startswith("2.6."),
+        reason="Dynamo of torch 2.6 cannot trace the decorators that transformers has around every forward",
+    )
     @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
     def test_torch_compile_for_training(self, backend):
         config = self.small_config(num_encoder_layers=1, num_decoder_layers=1)
