@@ -18,6 +18,7 @@ Legend: T tokens, I/O logical sizes, L length, b bond.
 """
 
 import math
+from contextlib import nullcontext
 from math import prod
 
 import torch
@@ -311,7 +312,11 @@ class TensorChainLinear(TensorChain):
 
     def _cached_kernel(self) -> torch.Tensor:
         if self._kernel is None or not self._kernel_is_fresh():
-            self._kernel = self.materialize()
+            device = self.core_0.device.type
+            # In the precision of the cores: what autocast would make of it is of no use outside of autocast.
+            exact = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+            with exact:
+                self._kernel = self.materialize()
             self._kernel_cores = [core.detach().clone() for core in self.cores]
             self._kernel_versions = self._versions()
         return self._kernel

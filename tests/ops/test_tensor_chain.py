@@ -531,3 +531,17 @@ def test_no_tokens_give_no_outputs(length, mode):
     layer.reset_parameters()
     assert layer(torch.zeros(0, 24)).shape == (0, 36)
     assert layer(torch.zeros(2, 0, 24)).shape == (2, 0, 36)
+
+
+def test_kernel_kept_under_autocast_serves_outside_of_it():
+    layer = TensorChainLinear(24, 36, 0.5, mode="materialize").eval()
+    layer.reset_parameters()
+    hidden_states = torch.randn(5, 24)
+    with torch.no_grad():
+        expected = hidden_states @ layer.materialize() + layer.bias
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            first = layer(hidden_states)
+        assert first.dtype == torch.bfloat16
+        assert torch.equal(layer(hidden_states), expected)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(layer(hidden_states), first)
