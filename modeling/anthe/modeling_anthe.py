@@ -482,6 +482,8 @@ class AntheDecoder(AnthePreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass either `decoder_input_ids` or `decoder_inputs_embeds`, and not both.")
+        if encoder_hidden_states is None:
+            raise ValueError("The decoder needs `encoder_hidden_states` to attend to.")
         if inputs_embeds is None:
             inputs_embeds = self.embeddings.embed_tokens(input_ids)
         if use_cache and past_key_values is None:

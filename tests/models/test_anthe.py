@@ -271,6 +271,12 @@ def test_caches_without_the_config_are_completed_or_refused():
             model(**inputs, past_key_values=EncoderDecoderCache(wrong, DynamicCache()))
 
 
+def test_decoder_alone_needs_an_encoder():
+    source = torch.randint(FIRST_WORD, 60, (2, 5))
+    with pytest.raises(ValueError, match="needs `encoder_hidden_states`"):
+        small_model().get_decoder()(input_ids=source)
+
+
 @pytest.mark.parametrize("field", ["decoder_start_token_id", "pad_token_id"])
 def test_labels_alone_need_special_tokens(field):
     model, source = small_model(**{field: None}), torch.randint(FIRST_WORD, 60, (2, 5))
