@@ -172,7 +172,11 @@ def prepare_config(model_arguments: ModelArguments, tokenizers: TranslationToken
     try:
         return config_class(**settings | overrides)
     except (StrictDataclassError, ValueError) as error:
-        raise ValueError(f"{path} with overrides {overrides}: {' '.join(str(error).split())}") from error
+        # The cause of a strict dataclass' error is the sentence; the error itself names the validator before it.
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(
+            f"{path} with overrides {overrides}: {reason}" if overrides else f"{path}: {reason}"
+        ) from error
 
 
 def check_vocabulary(config: PreTrainedConfig, tokenizers: TranslationTokenizers) -> None:
