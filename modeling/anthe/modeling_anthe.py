@@ -18,7 +18,7 @@ refused in cross-attention, unless asked for with `allow_noncausal_gate`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -144,6 +144,45 @@ class AntheEmbeddings(nn.Module):
         return self.dropout(hidden_states)
 
 
+def naive_gated_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    gate: str,
+    projections: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+    num_heads: int,
+    blocked: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Gated attention, line by line, one head after the other; `AntheAttention` is the fast form.
+
+    Args:
+        query (`torch.Tensor`): `[batch, query_length, hidden_size]`.
+        key, value (`torch.Tensor`): `[batch, source_length, hidden_size]`.
+        gate (`str`): one of `ATTENTION_GATES`.
+        projections (mapping of `str` to callable): `gate_proj`, those of `q_proj`, `k_proj`, `v_proj` that the gate
+            leaves, and `o_proj`.
+        num_heads (`int`): number of heads.
+        blocked (`torch.Tensor`, *optional*): `[batch, query_length, source_length]`, True where not to attend.
+
+    Returns:
+        `torch.Tensor`: `[batch, query_length, hidden_size]`.
+    """
+    streams = {"q": query, "k": key, "v": value}
+    reads, gated = ("", "") if gate == "none" else (gate[0].lower(), gate[2].lower())
+    if gate != "none":
+        streams[gated] = streams[gated] * torch.sigmoid(projections["gate_proj"](streams[reads]))
+    q, k, v = (x if name == reads else projections[f"{name}_proj"](x) for name, x in streams.items())
+    head_dim, outputs = q.shape[-1] // num_heads, []
+    for head in range(num_heads):
+        part = slice(head * head_dim, (head + 1) * head_dim)
+        scores = q[..., part] @ k[..., part].transpose(1, 2) / math.sqrt(head_dim)
+        if blocked is not None:
+            scores = scores.masked_fill(blocked, -torch.inf)
+        outputs.append(scores.softmax(dim=-1) @ v[..., part])
+    return projections["o_proj"](torch.cat(outputs, dim=-1))
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -158,7 +197,8 @@ def eager_attention_forward(
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    precision = torch.promote_types(query.dtype, torch.float32)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=precision).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 

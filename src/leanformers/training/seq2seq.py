@@ -174,9 +174,8 @@ def prepare_config(model_arguments: ModelArguments, tokenizers: TranslationToken
     except (StrictDataclassError, ValueError) as error:
         # The cause of a strict dataclass' error is the sentence; the error itself names the validator before it.
         reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(
-            f"{path} with overrides {overrides}: {reason}" if overrides else f"{path}: {reason}"
-        ) from error
+        origin = f"{path} with overrides {overrides}" if overrides else path
+        raise ValueError(f"{origin}: {reason}") from error
 
 
 def check_vocabulary(config: PreTrainedConfig, tokenizers: TranslationTokenizers) -> None:
