@@ -2,6 +2,7 @@
 """From sentence pairs to a measured model in a folder, and what is refused before any time is spent."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ def test_every_result_is_written(trained):
     assert results["num_parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert results["seed"] == 42 and results["train_runtime"] > 0
     assert {"python", "torch", "transformers", "leanformers"} <= results["versions"].keys()
+    assert results["hardware"].startswith(f"{os.cpu_count()}-core ")
     for prefix in ("eval", "test_first", "test_second"):
         for metric in ("chrf", "exact_match", "perplexity", "loss", "num_target_tokens"):
             assert f"{prefix}_{metric}" in results

@@ -18,10 +18,10 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from ..modeling.anthe import AntheConfig, AntheForSeq2SeqLM
+from ..modeling.anthe.configuration_anthe import CROSS_ATTENTION_GATES
 
 # The original sorts the order string instead of inverting it, so the two 3-cycles are not what they spell.
 GATE_OF_ORDER = {"kqv": "KgV", "vqk": "VgK", "kvq": "KgQ", "qvk": "VgQ", "qkv": "QgV", "vkq": "QgK"}
-CAUSAL_GATES = ("none", "KgV", "VgK")
 RATIO_FIELDS = {
     "tcffn": ("tc_ffn_ratio",),
     "tcpreatt": ("tc_attn_ratio",),
@@ -84,7 +84,7 @@ def config_from_hparams(hparams: Mapping[str, Any], *, allow_noncausal_gate: boo
         raise ValueError(f"the hyper-parameters lack {', '.join(missing)}; needed are {', '.join(HPARAMS)}")
     fields = parse_ref_string(str(hparams["ref_string"]))
     gate = fields["attention_gate"]
-    if gate not in CAUSAL_GATES and not allow_noncausal_gate:
+    if gate not in CROSS_ATTENTION_GATES and not allow_noncausal_gate:
         reason = "lets target tokens see later ones" if gate.startswith("Q") else "ties target to source positions"
         raise ValueError(
             f"ref_string {hparams['ref_string']!r} means the gate {gate}, which {reason} in cross-attention; "
@@ -101,7 +101,7 @@ def config_from_hparams(hparams: Mapping[str, Any], *, allow_noncausal_gate: boo
             num_encoder_layers=encoder_layers,
             num_decoder_layers=decoder_layers,
             allow_noncausal_gate=allow_noncausal_gate,
-            use_cache=gate in CAUSAL_GATES,
+            use_cache=gate in CROSS_ATTENTION_GATES,
             **fields,
         )
     except StrictDataclassError as error:

@@ -6,7 +6,6 @@ A number that is not given is left out; none is filled in.
 
 import copy
 import os
-import platform
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -124,13 +123,6 @@ def dense_parameters(model: PreTrainedModel) -> int | None:
         setattr(config, name, None)
     with torch.device("meta"):
         return type(model)(config).num_parameters()
-
-
-def describe_hardware() -> str:
-    """The machine this runs on, in words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()}-core {platform.machine()} CPU"
 
 
 def _metadata(

@@ -2,6 +2,7 @@
 """From sentence pairs to a trained, measured translator in one folder: what scripts/train_seq2seq.py does."""
 
 import json
+import os
 import platform
 from dataclasses import asdict, fields
 from enum import Enum
@@ -9,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from datasets import DatasetDict
 from huggingface_hub.errors import StrictDataclassError
@@ -226,6 +228,7 @@ def measure(trainer: TranslationTrainer, splits: DatasetDict, train_metrics: dic
             "num_processes": trainer.args.world_size,
             "seed": trainer.args.seed,
             "device": str(trainer.args.device),
+            "hardware": describe_hardware(),
             "versions": {"python": platform.python_version()} | installed_versions(),
         }
     }
@@ -240,6 +243,13 @@ def measure(trainer: TranslationTrainer, splits: DatasetDict, train_metrics: dic
         trainer.save_metrics(split, metrics)
     trainer.save_state()
     return {key: value for metrics in results.values() for key, value in metrics.items()}
+
+
+def describe_hardware() -> str:
+    """The machine this runs on, in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()}-core {platform.machine()} CPU"
 
 
 def installed_versions() -> dict[str, str]:
