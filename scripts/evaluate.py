@@ -22,7 +22,8 @@ from leanformers.arguments import (
     plain_errors,
 )
 from leanformers.evaluation.lines import reserve
-from leanformers.evaluation.translation import evaluate_splits, fastest_device, load_translator
+from leanformers.evaluation.loading import fastest_device
+from leanformers.evaluation.translation import evaluate_splits, load_translator
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ from transformers.models.auto import modeling_auto
 # `AutoModel*.register` does not fill. Without an entry a causal model's labels are smoothed unshifted.
 NAME_TABLES: Mapping[str, dict[str, str]] = {
     "AutoModelForSeq2SeqLM": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 }
 
 
@@ -55,15 +57,23 @@ class Family:
     def config_class(self) -> type[PreTrainedConfig]:
         return getattr(importlib.import_module(self.module), self.config)
 
-    def model_class(self, auto_class: str = "AutoModelForSeq2SeqLM") -> type[PreTrainedModel]:
+    def model_class(self, auto_class: str) -> type[PreTrainedModel]:
         """The class that `auto_class` loads, e.g. `AutoModel`."""
         if auto_class not in self.models:
             raise ValueError(f"{self.title} has no {auto_class}, only {', '.join(self.models)}.")
         return getattr(importlib.import_module(self.module), self.models[auto_class])
 
-    def auto_map(self) -> dict[str, str]:
-        """The `auto_map` of config.json with which every Auto class loads from one exported folder."""
-        models = {auto_class: f"modeling_{self.name}.{model}" for auto_class, model in self.models.items()}
+    def auto_classes(self, config: PreTrainedConfig) -> list[str]:
+        """The Auto classes that take this configuration: those of an encoder-decoder, or those of a decoder alone."""
+        return [
+            auto_class
+            for auto_class in self.models
+            if auto_class == "AutoModel" or (auto_class == "AutoModelForSeq2SeqLM") == config.is_encoder_decoder
+        ]
+
+    def auto_map(self, config: PreTrainedConfig) -> dict[str, str]:
+        """The `auto_map` of config.json with which every Auto class loads that a folder of this model serves."""
+        models = {auto: f"modeling_{self.name}.{self.models[auto]}" for auto in self.auto_classes(config)}
         return {"AutoConfig": f"configuration_{self.name}.{self.config}", **models}
 
 
@@ -102,6 +112,11 @@ def family_of(model_or_config: PreTrainedModel | PreTrainedConfig) -> Family:
         f"model_type {config.model_type!r} is none of leanformers' "
         f"({', '.join(family.model_type for family in FAMILIES.values())})."
     )
+
+
+def language_model_class(config: PreTrainedConfig) -> str:
+    """The Auto class that generates text with this configuration, of whatever family."""
+    return "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
 
 
 def register_auto_classes() -> None:

@@ -10,29 +10,44 @@ from peft import LoraConfig, get_peft_model
 from transformers import BartConfig
 
 from leanformers import FAMILIES, family_of, get_family
-from leanformers.registry import NAME_TABLES, register_auto_classes
+from leanformers.registry import NAME_TABLES, language_model_class, register_auto_classes
 
 FAMILY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 
+def preset_configs(family, root):
+    for preset in family.presets:
+        yield transformers.AutoConfig.from_pretrained(root / f"configs/model/{family.name}/{preset}.json")
+
+
 @FAMILY
 def test_every_name_stands_for_something(family, root):
-    for reference in family.auto_map().values():
-        module, name = reference.split(".")
-        assert hasattr(importlib.import_module(f"{family.module}.{module}"), name)
+    offered = set()
+    for config in preset_configs(family, root):
+        assert type(config) is family.config_class
+        for auto_class, reference in family.auto_map(config).items():
+            module, name = reference.split(".")
+            assert hasattr(importlib.import_module(f"{family.module}.{module}"), name)
+            offered.add(auto_class)
+    assert offered == {"AutoConfig", *family.models}
     assert (root / family.card).is_file()
     assert family.config_class.model_type == family.model_type
 
 
 @FAMILY
-def test_auto_classes_build_the_family(family):
-    config = transformers.AutoConfig.for_model(family.model_type)
-    assert type(config) is family.config_class
-    for auto_class in family.models:
-        with torch.device("meta"):
-            model = getattr(transformers, auto_class).from_config(config)
-        assert type(model) is family.model_class(auto_class)
-        assert family_of(model) is family and family_of(config) is family
+def test_auto_classes_build_the_family(family, root):
+    """Those that a configuration is said to serve take it, and no other head does."""
+    for config in preset_configs(family, root):
+        offered = family.auto_classes(config)
+        assert "AutoModel" in offered and language_model_class(config) in offered
+        for auto_class in offered:
+            with torch.device("meta"):
+                model = getattr(transformers, auto_class).from_config(config)
+            assert type(model) is family.model_class(auto_class)
+            assert family_of(model) is family and family_of(config) is family
+        for auto_class in family.models.keys() - offered:
+            with pytest.raises(ValueError, match="is_encoder_decoder"):
+                getattr(transformers, auto_class).from_config(config)
 
 
 @FAMILY
@@ -43,10 +58,9 @@ def test_transformers_tells_by_name_what_a_class_does(family):
 
 @FAMILY
 def test_every_preset_has_the_default_lora_targets(family, root):
-    for preset in family.presets:
-        config = transformers.AutoConfig.from_pretrained(root / f"configs/model/{family.name}/{preset}.json")
+    for config in preset_configs(family, root):
         with torch.device("meta"):
-            model = get_peft_model(family.model_class()(config), LoraConfig(r=2))
+            model = get_peft_model(family.model_class(language_model_class(config))(config), LoraConfig(r=2))
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         assert trained and all("lora_" in name for name in trained)
 

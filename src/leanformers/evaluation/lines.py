@@ -1,6 +1,7 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
-"""Lines of text in and out, one sentence each, so that the n-th translation is that of the n-th line."""
+"""Lines of text in; out a translation a line, so that the n-th is that of the n-th line, or texts of many lines."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,21 @@ def reserve(path: str | None) -> None:
 def write_lines(path: str | None, lines: Sequence[str]) -> None:
     """Write to a UTF-8 file, or to standard output."""
     # A line feed inside a translation would shift all that follow.
-    content = "".join(f"{line.replace(chr(10), ' ')}\n" for line in lines).encode("utf-8")
+    _write(path, "".join(f"{line.replace(chr(10), ' ')}\n" for line in lines))
+
+
+def write_continuations(path: str | None, prompts: Sequence[str], continuations: Sequence[str]) -> None:
+    """Prompts with what follows them, as texts with an empty line between two, or as JSON lines in a .jsonl file."""
+    pairs = list(zip(prompts, continuations, strict=True))
+    if path and path.endswith(".jsonl"):
+        rows = ({"prompt": prompt, "continuation": continuation} for prompt, continuation in pairs)
+        _write(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    else:
+        _write(path, "\n".join(f"{prompt}{continuation}\n" for prompt, continuation in pairs))
+
+
+def _write(path: str | None, text: str) -> None:
+    content = text.encode("utf-8")
     if path:
         Path(path).write_bytes(content)
     else:

@@ -2,15 +2,13 @@
 """Translations of a trained model, and their scores against references."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from leanformers import metrics
@@ -19,6 +17,8 @@ from leanformers.data.collator import TranslationCollator
 from leanformers.data.tokenizers import TranslationTokenizers
 from leanformers.data.translation import load_translation, tokenize_translation
 
+from .generation import by_length
+from .loading import load_generator
 from .perplexity import seq2seq_perplexity
 
 logger = logging.get_logger(__name__)
@@ -30,37 +30,11 @@ DEFAULT_MAX_LENGTH = 257
 def load_translator(
     name_or_path: str | None, *, trust_remote_code: bool = False, **kwargs
 ) -> tuple[PreTrainedModel, TranslationTokenizers]:
-    """A model and its tokenizers from the folder of a run, an exported folder or a repository of the Hub.
-
-    `kwargs` (such as `dtype` and `attn_implementation`) go to the model's `from_pretrained`.
-    """
-    if not name_or_path:
-        raise ValueError("Name the model with --model_name_or_path: the folder of a run or a repository of the Hub.")
-    with loading(name_or_path):
-        tokenizers = TranslationTokenizers.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-        model = AutoModelForSeq2SeqLM.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **kwargs)
-    return model.eval(), tokenizers
-
-
-@contextmanager
-def loading(name_or_path: str) -> Iterator[None]:
-    """One sentence on a model that is not there, or whose weights were cut off in a copy."""
-    try:
-        yield
-    except SafetensorError as error:
-        files = ", ".join(path.name for path in sorted(Path(name_or_path).glob("*.safetensors")))
-        raise ValueError(
-            f"The weights of {name_or_path} ({files}) are damaged ({error}); copy or download them again, or go "
-            "back to an earlier checkpoint."
-        ) from error
-    except OSError as error:
-        raise OSError(
-            f"{name_or_path} is no folder or repository to load from: {' '.join(str(error).split())}"
-        ) from error
-
-
-def fastest_device() -> torch.device:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    """`load_generator` for what translates; a language model is refused."""
+    model, tokenizers = load_generator(name_or_path, trust_remote_code=trust_remote_code, **kwargs)
+    if not model.config.is_encoder_decoder:
+        raise ValueError(f"{name_or_path} holds a language model ({type(model).__name__}), which does not translate.")
+    return model, tokenizers
 
 
 def translate(
@@ -72,6 +46,7 @@ def translate(
     batch_size: int = 32,
     max_new_tokens: int | None = None,
     progress: bool = False,
+    **settings: Any,
 ) -> list[str]:
     """Translate each line; an empty line gives an empty line.
 
@@ -79,6 +54,7 @@ def translate(
         max_new_tokens: Longest translation in tokens; if None, what the model's generation configuration says. How
             many translations were cut there is logged as a warning.
         progress: Whether to show a progress bar on standard error.
+        settings: More for `generate()`: `do_sample`, `temperature`, ...
     """
     translations = [""] * len(lines)
     full = [index for index, line in enumerate(lines) if line.strip()]
@@ -89,9 +65,9 @@ def translate(
     training = model.training
     model.eval()
     with tqdm(total=len(sources), desc="translating", unit="line", disable=not progress) as bar:
-        for indices in _by_length(sources, batch_size):
+        for indices in by_length(sources, batch_size):
             inputs = tokenizers.source.pad({"input_ids": [sources[index] for index in indices]}, return_tensors="pt")
-            output = model.generate(**inputs.to(model.device), num_beams=num_beams, max_length=max_length)
+            output = model.generate(**inputs.to(model.device), num_beams=num_beams, max_length=max_length, **settings)
             num_cut += _num_unfinished(model, output)
             texts = tokenizers.target.batch_decode(output, skip_special_tokens=True)
             for index, text in zip(indices, texts, strict=True):
@@ -176,13 +152,6 @@ def _max_length(model: PreTrainedModel, max_new_tokens: int | None) -> int:
         return max_new_tokens + 1
     config = model.generation_config
     return config.max_new_tokens + 1 if config.max_new_tokens else config.max_length or DEFAULT_MAX_LENGTH
-
-
-def _by_length(sources: dict[int, list[int]], batch_size: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, longest first: memory runs out at once or never."""
-    order = sorted(sources, key=lambda index: len(sources[index]), reverse=True)
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
 
 
 def _batches(dataset: Dataset, batch_size: int) -> Iterator[list[dict]]:

@@ -216,7 +216,7 @@ def _family(model: PreTrainedModel) -> Family | None:
 def _shipped_code(model: PreTrainedModel, family: Family | None) -> ShippedCode:
     """The installed package's code for a family of ours, even if the model was loaded by an older copy of it."""
     if family:
-        return ShippedCode(Path(inspect.getfile(family.config_class)).parent, family.auto_map())
+        return ShippedCode(Path(inspect.getfile(family.config_class)).parent, family.auto_map(model.config))
     auto_map = getattr(model.config, "auto_map", None)
     if not auto_map:
         raise ValueError(

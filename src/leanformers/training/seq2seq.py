@@ -26,7 +26,8 @@ from leanformers.arguments import (
 )
 from leanformers.data.tokenizers import TranslationTokenizers
 from leanformers.data.translation import load_translation, tokenize_translation
-from leanformers.evaluation.translation import load_translator, loading
+from leanformers.evaluation.loading import loading
+from leanformers.evaluation.translation import load_translator
 
 from .callbacks import CurvesCallback, InterruptCallback
 from .checkpoints import ARGUMENTS_FILE, last_whole_checkpoint, prepare_output_dir, saving

@@ -1,0 +1,60 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""A saved model that generates text, with the head that its configuration asks for, and its tokenizers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from leanformers.data.tokenizers import TranslationTokenizers
+from leanformers.registry import language_model_class
+
+
+@contextmanager
+def loading(name_or_path: str) -> Iterator[None]:
+    """One sentence on a model that is not there, or whose weights were cut off in a copy."""
+    try:
+        yield
+    except SafetensorError as error:
+        files = ", ".join(path.name for path in sorted(Path(name_or_path).glob("*.safetensors")))
+        raise ValueError(
+            f"The weights of {name_or_path} ({files}) are damaged ({error}); copy or download them again, or go "
+            "back to an earlier checkpoint."
+        ) from error
+    except OSError as error:
+        raise OSError(
+            f"{name_or_path} is no folder or repository to load from: {' '.join(str(error).split())}"
+        ) from error
+
+
+def load_config(name_or_path: str | None, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a saved model, which tells a translator from a language model."""
+    if not name_or_path:
+        raise ValueError("Name the model with --model_name_or_path: the folder of a run or a repository of the Hub.")
+    with loading(name_or_path):
+        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+
+
+def load_generator(
+    name_or_path: str | None, *, trust_remote_code: bool = False, **kwargs
+) -> tuple[PreTrainedModel, TranslationTokenizers]:
+    """A translator or a language model, from the folder of a run, an exported folder or a repository of the Hub.
+
+    A language model's two tokenizers are one. `kwargs` (such as `dtype` and `attn_implementation`) go to the model's
+    `from_pretrained`.
+    """
+    auto_class = language_model_class(load_config(name_or_path, trust_remote_code=trust_remote_code))
+    with loading(str(name_or_path)):
+        tokenizers = TranslationTokenizers.from_pretrained(str(name_or_path), trust_remote_code=trust_remote_code)
+        model = getattr(transformers, auto_class).from_pretrained(
+            name_or_path, trust_remote_code=trust_remote_code, **kwargs
+        )
+    return model.eval(), tokenizers
+
+
+def fastest_device() -> torch.device:
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
