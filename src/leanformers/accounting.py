@@ -11,6 +11,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import nn
@@ -92,6 +93,27 @@ def mac_table(model: PreTrainedModel, source_length: int, target_length: int | N
     return AccountTable("MACs", _own_macs(counter.get_flop_counts(), type(model).__name__))
 
 
+def translation_macs(model: PreTrainedModel, source_length: int, target_length: int) -> int:
+    """MACs of one greedy translation as the published figures of DeLighT count them, for comparison with those.
+
+    Unlike in `macs`, each of the `target_length` steps runs the decoder, cross-attention's keys and values included, on
+    all target tokens so far, as without a cache; the encoder runs once; and adding a bias counts like a multiplication.
+    """
+    row = _one_row(model, source_length, target_length)
+    counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION_ON_CPU | _WITH_BIASES)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), counter:
+            encoder_outputs = model.get_encoder()(row["input_ids"])
+            for length in range(1, target_length + 1):
+                prefix = row["decoder_input_ids"][:, :length]
+                model(encoder_outputs=encoder_outputs, decoder_input_ids=prefix, use_cache=False)
+    finally:
+        model.train(was_training)
+    return counter.get_total_flops() // 2
+
+
 def _one_row(model: PreTrainedModel, source_length: int, target_length: int | None) -> dict[str, torch.Tensor]:
     if model.config.is_encoder_decoder != (target_length is not None):
         need = "needs" if model.config.is_encoder_decoder else "takes no"
@@ -112,6 +134,14 @@ def _attention_flops(query_shape, key_shape, value_shape, *args, out_shape=None,
 
 # torch counts fused attention on accelerators only; left out, the CPU figure would lack all attention products.
 _ATTENTION_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
+def _biased_flops(bias_shape, first_shape, second_shape, *args, out_shape=None, **kwargs) -> int:
+    *batch, rows, inner = first_shape
+    return 2 * prod(batch) * rows * second_shape[-1] * (inner + 1)
+
+
+_WITH_BIASES = {torch.ops.aten.addmm: _biased_flops, torch.ops.aten.baddbmm: _biased_flops}
 
 
 def _own_macs(counts: dict[str, dict], root: str) -> dict[str, int]:

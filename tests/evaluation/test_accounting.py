@@ -13,6 +13,7 @@ from leanformers.accounting import (
     macs,
     module_group,
     parameter_table,
+    translation_macs,
 )
 from leanformers.modeling.anthe import AntheConfig, AntheForSeq2SeqLM
 
@@ -65,16 +66,25 @@ def test_module_group(path, group):
     assert module_group(path) == group
 
 
+def attention_by_hand(queries: int, keys: int, bias: int) -> int:
+    return (2 * queries + 2 * keys) * WIDTH * (WIDTH + bias) + 2 * queries * keys * WIDTH
+
+
+def feed_forward_by_hand(tokens: int, bias: int) -> int:
+    return tokens * (HIDDEN * (WIDTH + bias) + WIDTH * (HIDDEN + bias))
+
+
+def encoder_by_hand(source: int, bias: int = 0) -> int:
+    return LAYERS * (attention_by_hand(source, source, bias) + feed_forward_by_hand(source, bias))
+
+
+def decoder_by_hand(source: int, target: int, bias: int = 0) -> int:
+    attention = attention_by_hand(target, target, bias) + attention_by_hand(target, source, bias)
+    return LAYERS * (attention + feed_forward_by_hand(target, bias)) + target * VOCABULARY * (WIDTH + bias)
+
+
 def macs_by_hand(source: int, target: int) -> int:
-    def attention(queries: int, keys: int) -> int:
-        return (2 * queries + 2 * keys) * WIDTH * WIDTH + 2 * queries * keys * WIDTH
-
-    def feed_forward(tokens: int) -> int:
-        return 2 * tokens * WIDTH * HIDDEN
-
-    encoder = LAYERS * (attention(source, source) + feed_forward(source))
-    decoder = LAYERS * (attention(target, target) + attention(target, source) + feed_forward(target))
-    return encoder + decoder + target * WIDTH * VOCABULARY
+    return encoder_by_hand(source) + decoder_by_hand(source, target)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -100,9 +110,16 @@ def test_macs_count_what_runs():
     assert macs(contracted, 8, 8) < macs(dense, 8, 8) == macs(materialised, 8, 8)
 
 
+def test_translation_macs_count_every_step_anew_and_biases():
+    source, target = 7, 4
+    steps = [decoder_by_hand(source, length, bias=1) for length in range(1, target + 1)]
+    assert translation_macs(anthe(), source, target) == encoder_by_hand(source, bias=1) + sum(steps)
+
+
 def test_macs_leave_the_mode_alone():
     model = anthe().train()
     macs(model, 3, 3)
+    translation_macs(model, 3, 3)
     assert model.training
 
 
