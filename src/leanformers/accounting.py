@@ -96,8 +96,8 @@ def mac_table(model: PreTrainedModel, source_length: int, target_length: int | N
 def translation_macs(model: PreTrainedModel, source_length: int, target_length: int) -> int:
     """MACs of one greedy translation as the published figures of DeLighT count them, for comparison with those.
 
-    Unlike in `macs`, each of the `target_length` steps runs the decoder, cross-attention's keys and values included, on
-    all target tokens so far, as without a cache; the encoder runs once; and adding a bias counts like a multiplication.
+    Unlike in `macs`, the decoder runs `target_length` times, each time on all target tokens so far, and makes the keys
+    and values of cross-attention again, as without a cache; the encoder runs once; adding a bias counts as one MAC.
     """
     row = _one_row(model, source_length, target_length)
     counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION_ON_CPU | _WITH_BIASES)
