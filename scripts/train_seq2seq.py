@@ -18,7 +18,8 @@ from leanformers.arguments import (
     TranslationTrainingArguments,
     plain_errors,
 )
-from leanformers.training.seq2seq import TrainingInterrupted, train_translation
+from leanformers.training.runs import TrainingInterrupted
+from leanformers.training.seq2seq import train_translation
 
 
 def main() -> None:

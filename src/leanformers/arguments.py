@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 import yaml
-from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 
@@ -45,6 +45,10 @@ class ModelArguments:
     def __post_init__(self):
         if isinstance(self.config_overrides, str):
             self.config_overrides = parse_overrides(self.config_overrides)
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        return self.config_overrides if isinstance(self.config_overrides, dict) else {}
 
 
 @dataclass
@@ -84,21 +88,15 @@ class TranslationDataArguments:
 
 
 @dataclass
-class TranslationTrainingArguments(Seq2SeqTrainingArguments):
-    """The arguments of Seq2SeqTrainer, with lengths bucketed and translations scored unless told otherwise."""
+class RunTrainingArguments(TrainingArguments):
+    """The arguments of Trainer, with how a run goes on or starts again."""
 
     resume: bool = field(default=False, metadata={"help": "Go on from the last undamaged checkpoint in output_dir."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete the earlier run in output_dir; nothing else is ever deleted."}
     )
-    predict_with_generate: bool = field(
-        default=True, metadata={"help": "Whether evaluation translates, and computes BLEU, chrF and exact match."}
-    )
-    train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = field(
-        default="group_by_length", metadata={"help": "`group_by_length` fills batches with sentences of like length."}
-    )
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay false: evaluation compares with the references' text."}
+        default=False, metadata={"help": "Must stay false: evaluation reads columns that no model takes."}
     )
 
     def __post_init__(self):
@@ -106,7 +104,19 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
         # Without a device to copy to, torch warns in every epoch.
         self.dataloader_pin_memory &= torch.accelerator.is_available()
         if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns must stay false: evaluation reads the references' text.")
+            raise ValueError("remove_unused_columns must stay false: evaluation reads columns that no model takes.")
+
+
+@dataclass
+class TranslationTrainingArguments(RunTrainingArguments, Seq2SeqTrainingArguments):
+    """The arguments of Seq2SeqTrainer, with lengths bucketed and translations scored unless told otherwise."""
+
+    predict_with_generate: bool = field(
+        default=True, metadata={"help": "Whether evaluation translates, and computes BLEU, chrF and exact match."}
+    )
+    train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = field(
+        default="group_by_length", metadata={"help": "`group_by_length` fills batches with sentences of like length."}
+    )
 
 
 @dataclass

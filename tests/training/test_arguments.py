@@ -8,7 +8,7 @@ import yaml
 from training.runs import GROUPS, parse
 
 from leanformers.arguments import LeanArgumentParser, parse_overrides, plain_errors
-from leanformers.training.seq2seq import write_arguments
+from leanformers.training.runs import write_arguments
 
 
 @pytest.fixture

@@ -1,49 +1,32 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
 """From sentence pairs to a trained, measured translator in one folder: what scripts/train_seq2seq.py does."""
 
-import json
-import os
-import platform
-from dataclasses import asdict, fields
-from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from datasets import DatasetDict
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel, set_seed
 from transformers.utils import logging
 
-from leanformers.accounting import count_parameters
-from leanformers.arguments import (
-    ModelArguments,
-    TranslationDataArguments,
-    TranslationTrainingArguments,
-    nearest,
-)
+from leanformers.arguments import ModelArguments, TranslationDataArguments, TranslationTrainingArguments
 from leanformers.data.tokenizers import TranslationTokenizers
 from leanformers.data.translation import load_translation, tokenize_translation
 from leanformers.evaluation.loading import loading
 from leanformers.evaluation.translation import load_translator
 
-from .callbacks import CurvesCallback, InterruptCallback
-from .checkpoints import ARGUMENTS_FILE, last_whole_checkpoint, prepare_output_dir, saving
+from .checkpoints import ARGUMENTS_FILE
+from .runs import (
+    build_config,
+    check_saved_model,
+    complete_run,
+    config_fields,
+    open_run,
+    read_config,
+    write_arguments,
+)
 from .trainer import TranslationTrainer
 
 logger = logging.get_logger(__name__)
-
-PACKAGES = ("leanformers", "torch", "transformers", "accelerate", "datasets", "tokenizers", "sacrebleu")
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """Training was stopped from outside and can go on; `exit_code` is the one a shell expects."""
-
-    def __init__(self, message: str, exit_code: int):
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def train_translation(
@@ -60,14 +43,7 @@ def train_translation(
         TrainingInterrupted: On Ctrl-C or SIGTERM, after a checkpoint.
     """
     directory = Path(training_arguments.output_dir)
-    with training_arguments.main_process_first(local=False):
-        if training_arguments.should_save:
-            prepare_output_dir(
-                directory, resume=training_arguments.resume, overwrite=training_arguments.overwrite_output_dir
-            )
-    checkpoint = training_arguments.resume_from_checkpoint
-    if training_arguments.resume:
-        checkpoint = str(last_whole_checkpoint(directory))
+    checkpoint = open_run(training_arguments)
     with training_arguments.main_process_first(local=False):
         splits = load_translation(data_arguments)
         tokenizers = prepare_tokenizers(model_arguments, data_arguments, splits, directory)
@@ -80,25 +56,14 @@ def train_translation(
         write_arguments(directory / ARGUMENTS_FILE, model_arguments, data_arguments, training_arguments)
 
     set_seed(training_arguments.seed)
-    model = prepare_model(model_arguments, data_arguments, tokenizers)
-    interrupt = InterruptCallback()
     trainer = TranslationTrainer(
-        model=model,
+        model=prepare_model(model_arguments, data_arguments, tokenizers),
         args=training_arguments,
         tokenizers=tokenizers,
         train_dataset=splits["train"],
         eval_dataset=splits.get("validation"),
-        callbacks=[interrupt, CurvesCallback()],
     )
-    output = trainer.train(resume_from_checkpoint=checkpoint)
-    if interrupt.signal:
-        raise TrainingInterrupted(
-            f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; nothing is lost. Go on with: "
-            f"python scripts/train_seq2seq.py {directory / ARGUMENTS_FILE} --resume",
-            exit_code=128 + interrupt.signal,
-        )
-    save_run(trainer, directory)
-    return measure(trainer, splits, output.metrics)
+    return complete_run(trainer, checkpoint, splits, "scripts/train_seq2seq.py")
 
 
 def prepare_tokenizers(
@@ -133,8 +98,7 @@ def prepare_model(
     if not model_arguments.model_name_or_path:
         model = AutoModelForSeq2SeqLM.from_config(prepare_config(model_arguments, tokenizers), **options)
     else:
-        if model_arguments.config_overrides:
-            raise ValueError(f"{model_arguments.model_name_or_path} is a saved model: it takes no config_overrides.")
+        check_saved_model(model_arguments)
         # A recipe's config_name gives way. Whatever it was saved in: half precision swallows small updates.
         model, _ = load_translator(
             model_arguments.model_name_or_path,
@@ -150,19 +114,7 @@ def prepare_model(
 
 def prepare_config(model_arguments: ModelArguments, tokenizers: TranslationTokenizers) -> PreTrainedConfig:
     """The configuration of the JSON file with the tokenizers' sizes and special ids, and the overrides, which win."""
-    if not model_arguments.config_name:
-        raise ValueError("Name the model: --config_name for a new one, --model_name_or_path for a saved one.")
-    path = Path(model_arguments.config_name)
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"The model configuration {path} cannot be read: {error}.") from error
-    overrides = model_arguments.config_overrides or {}
-    config_class = type(AutoConfig.for_model(settings.pop("model_type")))
-    names = {entry.name for entry in fields(config_class)} | set(config_class.attribute_map)
-    for key in overrides:
-        if key not in names:
-            raise ValueError(f"{config_class.__name__} has no {key!r}; did you mean {nearest(key, names)!r}?")
+    config_class, settings = read_config(model_arguments)
     settings |= {
         "vocab_size": tokenizers.target_vocab_size,
         "pad_token_id": tokenizers.target.pad_token_id,
@@ -170,15 +122,9 @@ def prepare_config(model_arguments: ModelArguments, tokenizers: TranslationToken
         "eos_token_id": tokenizers.target.eos_token_id,
         "decoder_start_token_id": tokenizers.target.bos_token_id,
     }
-    if "source_vocab_size" in names:
+    if "source_vocab_size" in config_fields(config_class):
         settings["source_vocab_size"] = None if tokenizers.shared else tokenizers.source_vocab_size
-    try:
-        return config_class(**settings | overrides)
-    except (StrictDataclassError, ValueError) as error:
-        # The cause of a strict dataclass' error is the sentence; the error itself names the validator before it.
-        reason = " ".join(str(error.__cause__ or error).split())
-        origin = f"{path} with overrides {overrides}" if overrides else path
-        raise ValueError(f"{origin}: {reason}") from error
+    return build_config(config_class, settings, model_arguments)
 
 
 def check_vocabulary(config: PreTrainedConfig, tokenizers: TranslationTokenizers) -> None:
@@ -193,76 +139,3 @@ def check_vocabulary(config: PreTrainedConfig, tokenizers: TranslationTokenizers
                 f"The {side} tokenizer has {needed} tokens, but the model's vocabulary only {rows}: use the "
                 "model's own tokenizers, or a model of that size."
             )
-
-
-def write_arguments(path: Path, *arguments: Any) -> None:
-    """All arguments in effect, in a file that the script takes in place of a recipe."""
-    # `resume` and `overwrite_output_dir` belong to one call, the rest is no flag's value or a secret.
-    left_out = {"resume", "resume_from_checkpoint", "overwrite_output_dir", "hub_token", "local_rank"}
-    values = {
-        entry.name: getattr(group, entry.name)
-        for group in arguments
-        for entry in fields(group)
-        if entry.init and entry.name not in left_out
-    }
-    plain = {key: value.value if isinstance(value, Enum) else value for key, value in values.items()}
-    kept = {key: value for key, value in plain.items() if value is not None and value != []}
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(kept, default=_to_plain)), sort_keys=False), encoding="utf-8")
-
-
-def save_run(trainer: TranslationTrainer, directory: Path) -> None:
-    """The model and its tokenizers, ready for `from_pretrained`, and the log of the training."""
-    with saving(directory, remove=False):
-        trainer.save_model()
-        trainer.save_state()
-    # A pickle, which nothing reads and a Hub repository should not hold; arguments.yaml says the same.
-    if trainer.is_world_process_zero():
-        (directory / "training_args.bin").unlink(missing_ok=True)
-
-
-def measure(trainer: TranslationTrainer, splits: DatasetDict, train_metrics: dict[str, float]) -> dict[str, Any]:
-    """Evaluate on validation and every test set, and write and return all results."""
-    results: dict[str, dict[str, Any]] = {
-        "train": train_metrics
-        | {
-            "num_parameters": count_parameters(trainer.model),
-            "num_processes": trainer.args.world_size,
-            "seed": trainer.args.seed,
-            "device": str(trainer.args.device),
-            "hardware": describe_hardware(),
-            "versions": {"python": platform.python_version()} | installed_versions(),
-        }
-    }
-    if "validation" in splits:
-        results["eval"] = trainer.evaluate(splits["validation"]) | trainer.signatures
-    tests = [name for name in splits if name.startswith("test")]
-    for name in tests:
-        metrics = trainer.evaluate(splits[name], metric_key_prefix=name)
-        results["test"] = results.get("test", {}) | metrics | trainer.signatures
-    for split, metrics in results.items():
-        trainer.log_metrics(split, {key: value for key, value in metrics.items() if not isinstance(value, dict)})
-        trainer.save_metrics(split, metrics)
-    trainer.save_state()
-    return {key: value for metrics in results.values() for key, value in metrics.items()}
-
-
-def describe_hardware() -> str:
-    """The machine this runs on, in words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()}-core {platform.machine()} CPU"
-
-
-def installed_versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
-
-
-def _to_plain(value: Any) -> Any:
-    """Dataclasses within TrainingArguments, such as the accelerator's configuration."""
-    return asdict(value) if hasattr(value, "__dataclass_fields__") else str(value)

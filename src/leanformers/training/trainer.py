@@ -1,10 +1,13 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
-"""Seq2SeqTrainer with what translation needs on top.
+"""transformers' trainers with what runs need on top.
+
+- A checkpoint that cannot be written leaves the earlier ones as they were, and says so.
+
+For translation:
 
 - Batches of similar length whose order a resumed run finds again (`LengthBucketSampler`).
 - Evaluation by sacreBLEU against the references' own text, and by loss and perplexity per real target token; the loss
   of evaluation is never smoothed. Processes that share an evaluation count no sentence twice.
-- A checkpoint that cannot be written leaves the earlier ones as they were, and says so.
 """
 
 from pathlib import Path
@@ -13,7 +16,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
-from transformers import EvalPrediction, PreTrainedModel, Seq2SeqTrainer, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from leanformers.arguments import TranslationTrainingArguments
@@ -26,7 +29,20 @@ from .checkpoints import saving
 from .length_buckets import LengthBucketSampler
 
 
-class TranslationTrainer(Seq2SeqTrainer):
+class RunTrainer(Trainer):
+    """What all trainers share."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.signatures: dict[str, str] = {}  # results that are text: loggers take numbers only
+
+    def _save_checkpoint(self, model, trial) -> None:
+        directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with saving(directory, remove=True):
+            super()._save_checkpoint(model, trial)
+
+
+class TranslationTrainer(RunTrainer, Seq2SeqTrainer):
     """
     Args:
         train_dataset, eval_dataset: With columns source, target, input_ids, labels and length.
@@ -40,7 +56,6 @@ class TranslationTrainer(Seq2SeqTrainer):
         tokenizers: TranslationTokenizers,
         train_dataset: Dataset,
         eval_dataset: Dataset | None = None,
-        callbacks: list[TrainerCallback] | None = None,
     ):
         super().__init__(
             model=model,
@@ -50,9 +65,7 @@ class TranslationTrainer(Seq2SeqTrainer):
             eval_dataset=eval_dataset,
             processing_class=tokenizers,
             compute_metrics=self._score if args.predict_with_generate else None,
-            callbacks=callbacks,
         )
-        self.signatures: dict[str, str] = {}
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -102,11 +115,5 @@ class TranslationTrainer(Seq2SeqTrainer):
         tokens = prediction.predictions.copy()
         tokens[tokens == -100] = tokenizer.pad_token_id
         scores = score_translations(tokenizer.batch_decode(tokens, skip_special_tokens=True), self._references)
-        # Loggers take numbers only.
         self.signatures = {key: value for key, value in scores.items() if isinstance(value, str)}
         return {key: value for key, value in scores.items() if not isinstance(value, str)}
-
-    def _save_checkpoint(self, model, trial) -> None:
-        directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with saving(directory, remove=True):
-            super()._save_checkpoint(model, trial)
