@@ -1,0 +1,258 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""
+DExTra, the deep and light transformation of DeLighT (arXiv 2008.00623, section 3.1), and block-wise scaling (3.3).
+
+A unit projects its input to a vector `x0`, sends that through N group linear transforms (GLTs) that first widen and
+then narrow, and projects the result. After each GLT, `x0` is mixed in again, group by group:
+
+    x0      = act(LN(W_in x + b))
+    y_l     = GLT_l(h_l),    h_1 = x0,    h_{l+1} = [x0 chunk 1, y_l chunk 1, x0 chunk 2, y_l chunk 2, ...]
+    output  = act(LN(W_out [x0, y_N] + b))
+
+A GLT with g groups multiplies g chunks of its input with g small matrices, interleaves the results (feature shuffle),
+and normalises each chunk of what comes out, with one gain and bias for all chunks. `naive_dextra` is this, line by
+line. The paper's own description differs in several points from the code behind its published parameter counts; here
+the code is followed (see README.md).
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+
+
+class GroupLinearShape(NamedTuple):
+    in_features: int
+    out_features: int
+    num_groups: int
+
+
+def interpolate(start: float, stop: float, num: int) -> list[float]:
+    """`num` equidistant values in double precision, both ends included; only `start` if `num` is 1."""
+    step = (stop - start) / max(num - 1, 1)
+    return [start + i * step for i in range(num - 1)] + ([stop] if num > 1 else [start])
+
+
+def blockwise_depths(num_blocks: int, min_depth: int, max_depth: int) -> list[int]:
+    """Number of GLTs of each block, truncated from the line between `min_depth` and `max_depth` (equation 4)."""
+    return [int(depth) for depth in interpolate(min_depth, max_depth, num_blocks)]
+
+
+def blockwise_widths(num_blocks: int, width_multiplier: float, min_depth: int, max_depth: int) -> list[float]:
+    """Width multiplier of each block, rounded to three decimals (equation 4)."""
+    widest = width_multiplier + max_depth / min_depth - 1
+    return [round(width, 3) for width in interpolate(width_multiplier, widest, num_blocks)]
+
+
+def dextra_shapes(
+    in_features: int,
+    projected_features: int,
+    out_features: int,
+    width_multiplier: float,
+    depth: int,
+    max_groups: int,
+    layout: str = "dextra",
+) -> list[GroupLinearShape]:
+    """
+    The GLTs of a unit. "dextra" widens to `in_features * width_multiplier` and narrows again, with 2, 4, ... groups up
+    to `max_groups` and back; "define" only widens, with groups counted down from a cycle of 1, 2, ..., `max_groups`.
+
+    Raises:
+        `ValueError`: if `depth` is below 2 or a width does not divide into its groups.
+    """
+    if depth < 2:
+        raise ValueError(f"The depth of a DExTra unit must be at least 2, got {depth}.")
+    if in_features % 2 or in_features % max_groups:
+        raise ValueError(
+            f"The input width of a DExTra unit ({in_features}) must be even and a multiple of its max_groups "
+            f"({max_groups})."
+        )
+    widest = in_features * width_multiplier
+    if layout == "define":
+        cycle = max_groups.bit_length()
+        groups = [2 ** (i % cycle) for i in range(depth)][::-1]
+        widths = [int(width) for width in interpolate(projected_features, widest, depth)][1:]
+    else:
+        half = (depth + 1) // 2
+        rising = [min(2 ** (i + 1), max_groups) for i in range(half)]
+        groups = rising + rising[::-1][depth % 2 :]
+        widening = [int(width) for width in interpolate(projected_features, widest, half)]
+        widths = (widening + widening[::-1][depth % 2 :])[:-1]
+
+    # Each width is rounded up so that this layer's groups and the next one's divide it.
+    quanta = [max(groups[i], groups[i + 1], 8) for i in range(depth - 1)]
+    outs = [math.ceil(width / quantum) * quantum for width, quantum in zip(widths, quanta, strict=True)]
+    ins = [projected_features] + [out + projected_features for out in outs]
+    shapes = [GroupLinearShape(*shape) for shape in zip(ins, [*outs, out_features], groups, strict=True)]
+    for shape in shapes:
+        if shape.in_features % shape.num_groups or shape.out_features % shape.num_groups:
+            raise ValueError(
+                f"A group linear transform of {shape.in_features} to {shape.out_features} features cannot have "
+                f"{shape.num_groups} groups, which must divide both widths: change max_groups or the hidden size."
+            )
+    return shapes
+
+
+def feature_shuffle(hidden_states: torch.Tensor) -> torch.Tensor:
+    """`[..., num_groups, n]`: element i of group k moves to place `i * num_groups + k` of the flat features."""
+    return hidden_states.transpose(-1, -2).reshape(hidden_states.shape)
+
+
+def naive_group_linear(
+    hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shuffle: bool = True
+) -> torch.Tensor:
+    """
+    A group linear transform without its norm and activation, one group after the other.
+
+    Args:
+        hidden_states (`torch.Tensor`): `[..., in_features]`.
+        weight (`torch.Tensor`): `[num_groups, in_features / num_groups, out_features / num_groups]`.
+        bias (`torch.Tensor`): `[num_groups, out_features / num_groups]`.
+        shuffle (`bool`): interleave the groups' outputs.
+
+    Returns:
+        `torch.Tensor`: `[..., num_groups, out_features / num_groups]`, the chunks that are normalised.
+    """
+    groups = []
+    for chunk, matrix, offset in zip(hidden_states.chunk(len(weight), dim=-1), weight, bias, strict=True):
+        groups.append(chunk @ matrix + offset)
+    outputs = torch.stack(groups, dim=-2)
+    return feature_shuffle(outputs) if shuffle else outputs
+
+
+def group_linear(
+    hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shuffle: bool = True
+) -> torch.Tensor:
+    """`naive_group_linear` as one batched product, read and written through strides: only the shuffle is a copy."""
+    num_groups, group_in, group_out = weight.shape
+    chunks = hidden_states.reshape(-1, num_groups, group_in).transpose(0, 1)
+    outputs = torch.baddbmm(bias[:, None], chunks, weight)  # [num_groups, tokens, group_out]
+    outputs = outputs.permute(1, 2, 0) if shuffle else outputs.transpose(0, 1)
+    return outputs.reshape(*hidden_states.shape[:-1], num_groups, group_out)
+
+
+def mix(projected: torch.Tensor, hidden_states: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """`[..., x]` and `[..., y]` -> `[..., x + y]`: each of `num_groups` chunks of the one before that of the other."""
+    chunks = [states.unflatten(-1, (num_groups, -1)) for states in (projected, hidden_states)]
+    return torch.cat(chunks, dim=-1).flatten(-2)
+
+
+class GroupLinear(nn.Module):
+    """
+    A group linear transform with its norm and activation: `[..., in_features]` -> `[..., out_features]`.
+
+    Args:
+        shape (`GroupLinearShape`): widths and number of groups.
+        shuffle (`bool`): interleave the groups' outputs. One group has nothing to interleave.
+        activation (`str`): name of the activation.
+        layer_norm_eps (`float`): epsilon of the norm.
+        dropout (`float`): dropout of the output.
+    """
+
+    def __init__(self, shape: GroupLinearShape, shuffle: bool, activation: str, layer_norm_eps: float, dropout: float):
+        super().__init__()
+        self.in_features, self.out_features, self.num_groups = shape
+        group_in, group_out = self.in_features // self.num_groups, self.out_features // self.num_groups
+        self.weight = nn.Parameter(torch.empty(self.num_groups, group_in, group_out))
+        self.bias = nn.Parameter(torch.empty(self.num_groups, group_out))
+        self.norm = nn.LayerNorm(group_out, eps=layer_norm_eps)
+        self.shuffle = shuffle and self.num_groups > 1
+        self.activation = ACT2FN[activation]
+        self.dropout = nn.Dropout(dropout)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, num_groups={self.num_groups}, shuffle={self.shuffle}"
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Glorot over the whole 3-D tensor, as the original has it: far below Glorot per group, but a norm follows."""
+        num_groups, group_in, group_out = self.weight.shape
+        fan_in, fan_out = group_in * group_out, num_groups * group_out
+        if num_groups == 1:
+            fan_in, fan_out = group_in, group_out
+        bound = math.sqrt(6 / (fan_in + fan_out))
+        init.uniform_(self.weight, -bound, bound)
+        init.zeros_(self.bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        outputs = group_linear(hidden_states, self.weight, self.bias, self.shuffle)
+        return self.dropout(self.activation(self.norm(outputs)).flatten(-2))
+
+
+class DExTra(nn.Module):
+    """
+    The DExTra unit: `[..., in_features]` -> `[..., out_features]`, token by token.
+
+    Args:
+        in_features, projected_features, out_features (`int`): widths of the input, of `x0`, and of the output.
+        width_multiplier (`float`): the widest GLT has `in_features * width_multiplier` features, rounded up.
+        depth (`int`): number of GLTs, at least 2.
+        max_groups (`int`): most groups of a GLT, a power of two.
+        layout (`str`): `"dextra"` or `"define"`, see `dextra_shapes`. The latter never shuffles.
+        shuffle, activation, layer_norm_eps, dropout: see `GroupLinear`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        projected_features: int,
+        out_features: int,
+        width_multiplier: float,
+        depth: int,
+        max_groups: int,
+        layout: str = "dextra",
+        shuffle: bool = True,
+        activation: str = "silu",
+        layer_norm_eps: float = 1e-5,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        shapes = dextra_shapes(
+            in_features, projected_features, out_features, width_multiplier, depth, max_groups, layout
+        )
+        shuffle = shuffle and layout == "dextra"
+        self.in_proj = nn.Linear(in_features, projected_features)
+        self.in_norm = nn.LayerNorm(projected_features, eps=layer_norm_eps)
+        self.layers = nn.ModuleList(
+            [GroupLinear(shape, shuffle, activation, layer_norm_eps, dropout) for shape in shapes]
+        )
+        self.mix_groups = [shape.num_groups for shape in shapes[1:]] + [1]
+        self.out_proj = nn.Linear(out_features + projected_features, out_features)
+        self.out_norm = nn.LayerNorm(out_features, eps=layer_norm_eps)
+        self.activation = ACT2FN[activation]
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        projected = self.dropout(self.activation(self.in_norm(self.in_proj(hidden_states))))
+        hidden_states = projected
+        for layer, num_groups in zip(self.layers, self.mix_groups, strict=True):
+            hidden_states = mix(projected, layer(hidden_states), num_groups)
+        return self.dropout(self.activation(self.out_norm(self.out_proj(hidden_states))))
+
+
+def naive_layer_norm(hidden_states: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
+    """`(x - mean) / sqrt(variance + eps) * weight + bias` over the last axis."""
+    centered = hidden_states - hidden_states.mean(-1, keepdim=True)
+    variance = centered.square().mean(-1, keepdim=True)
+    return centered / (variance + norm.eps).sqrt() * norm.weight + norm.bias
+
+
+def naive_dextra(hidden_states: torch.Tensor, unit: DExTra) -> torch.Tensor:
+    """`unit(hidden_states)` in evaluation, line by line."""
+    activation: Callable = unit.activation
+    projected = hidden_states @ unit.in_proj.weight.T + unit.in_proj.bias
+    projected = activation(naive_layer_norm(projected, unit.in_norm))
+    hidden_states = projected
+    for layer, num_groups in zip(unit.layers, unit.mix_groups, strict=True):
+        outputs = naive_group_linear(hidden_states, layer.weight, layer.bias, layer.shuffle)
+        outputs = activation(naive_layer_norm(outputs, layer.norm)).flatten(-2)
+        chunks = []
+        for x0_chunk, chunk in zip(projected.chunk(num_groups, -1), outputs.chunk(num_groups, -1), strict=True):
+            chunks += [x0_chunk, chunk]
+        hidden_states = torch.cat(chunks, dim=-1)
+    outputs = hidden_states @ unit.out_proj.weight.T + unit.out_proj.bias
+    return activation(naive_layer_norm(outputs, unit.out_norm))
