@@ -41,12 +41,13 @@ class AccountTable:
         return "\n".join([header, rule, *lines[:-1], rule, lines[-1]])
 
 
-def module_group(path: str) -> str:
-    """The group of a module path: all layers of a stack together, three names deep or one below the layer index."""
+def module_group(path: str, per_layer: bool = False) -> str:
+    """The group of a module path, three names deep or one below the layer index; layers are one unless `per_layer`."""
     names = path.split(".")
     for position, name in enumerate(names[:4]):
         if name.isdigit():
-            return ".".join([*names[:position], "*", *names[position + 1 : position + 2]])
+            layer = name if per_layer else "*"
+            return ".".join([*names[:position], layer, *names[position + 1 : position + 2]])
     return ".".join(names[:3])
 
 
@@ -55,11 +56,11 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def parameter_table(model: nn.Module) -> AccountTable:
+def parameter_table(model: nn.Module, per_layer: bool = False) -> AccountTable:
     """Parameters per module group. A shared parameter is counted where it is met first."""
     rows: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
-        rows[module_group(name.rpartition(".")[0] or name)] += parameter.numel()
+        rows[module_group(name.rpartition(".")[0] or name, per_layer)] += parameter.numel()
     return AccountTable("parameters", dict(rows))
 
 
@@ -77,7 +78,9 @@ def macs(model: PreTrainedModel, source_length: int, target_length: int | None =
     return mac_table(model, source_length, target_length).total
 
 
-def mac_table(model: PreTrainedModel, source_length: int, target_length: int | None = None) -> AccountTable:
+def mac_table(
+    model: PreTrainedModel, source_length: int, target_length: int | None = None, per_layer: bool = False
+) -> AccountTable:
     """`macs` per module group."""
     inputs = _one_row(model, source_length, target_length)
     counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION_ON_CPU)
@@ -90,21 +93,23 @@ def mac_table(model: PreTrainedModel, source_length: int, target_length: int | N
                 model(**inputs, use_cache=False)
     finally:
         model.train(was_training)
-    return AccountTable("MACs", _own_macs(counter.get_flop_counts(), type(model).__name__))
+    return AccountTable("MACs", _own_macs(counter.get_flop_counts(), type(model).__name__, per_layer))
 
 
 def translation_macs(model: PreTrainedModel, source_length: int, target_length: int) -> int:
     """MACs of one greedy translation as the published figures of DeLighT count them, for comparison with those.
 
     Unlike in `macs`, the decoder runs `target_length` times, each time on all target tokens so far, and makes the keys
-    and values of cross-attention again, as without a cache; the encoder runs once; adding a bias counts as one MAC.
+    and values of cross-attention again: nothing is kept from one step to the next. The encoder runs once, and adding
+    a bias counts as one MAC.
     """
     row = _one_row(model, source_length, target_length)
     counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION_ON_CPU | _WITH_BIASES)
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), counter:
+        # With gradients, no model keeps what it makes of its weights.
+        with torch.enable_grad(), counter:
             encoder_outputs = model.get_encoder()(row["input_ids"])
             for length in range(1, target_length + 1):
                 prefix = row["decoder_input_ids"][:, :length]
@@ -144,7 +149,7 @@ def _biased_flops(bias_shape, first_shape, second_shape, *args, out_shape=None, 
 _WITH_BIASES = {torch.ops.aten.addmm: _biased_flops, torch.ops.aten.baddbmm: _biased_flops}
 
 
-def _own_macs(counts: dict[str, dict], root: str) -> dict[str, int]:
+def _own_macs(counts: dict[str, dict], root: str, per_layer: bool) -> dict[str, int]:
     """Per group: torch reports each module with all its children, so a child's share is taken from its parent's."""
     inclusive = {name: sum(by_operator.values()) // 2 for name, by_operator in counts.items() if name != "Global"}
     own = dict(inclusive)
@@ -156,7 +161,7 @@ def _own_macs(counts: dict[str, dict], root: str) -> dict[str, int]:
             own[parent] -= amount
     rows: Counter[str] = Counter()
     for name in inclusive:
-        rows[module_group(name.removeprefix(root).removeprefix(".")) or root] += own[name]
+        rows[module_group(name.removeprefix(root).removeprefix("."), per_layer) or root] += own[name]
     return {name: amount for name, amount in rows.items() if amount}
 
 

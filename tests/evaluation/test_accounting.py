@@ -66,6 +66,16 @@ def test_module_group(path, group):
     assert module_group(path) == group
 
 
+def test_tables_per_layer_split_the_groups_and_nothing_else():
+    model = anthe()
+    parameters, split = parameter_table(model), parameter_table(model, per_layer=True)
+    assert split.total == parameters.total
+    assert split.rows["model.encoder.layers.1.mlp"] * LAYERS == parameters.rows["model.encoder.layers.*.mlp"]
+    macs, split = mac_table(model, 7, 5), mac_table(model, 7, 5, per_layer=True)
+    assert split.total == macs.total and split.rows["lm_head"] == macs.rows["lm_head"]
+    assert split.rows["model.decoder.layers.0.cross_attn"] == attention_by_hand(5, 7, bias=0)
+
+
 def attention_by_hand(queries: int, keys: int, bias: int) -> int:
     return (2 * queries + 2 * keys) * WIDTH * (WIDTH + bias) + 2 * queries * keys * WIDTH
 
