@@ -89,6 +89,26 @@ _ALL = (
         # The one projection that no preset makes a tensor chain, which LoRA cannot wrap.
         lora_targets=("o_proj",),
     ),
+    Family(
+        name="delight",
+        title="DeLighT",
+        paper="2008.00623",
+        model_type="delight",
+        config="DeLighTConfig",
+        models={
+            "AutoModel": "DeLighTModel",
+            "AutoModelForSeq2SeqLM": "DeLighTForConditionalGeneration",
+            "AutoModelForCausalLM": "DeLighTForCausalLM",
+        },
+        presets=(
+            *("tiny", "small", "lm_tiny", "lm_small"),
+            *(f"wmt14_en_de_{width}" for width in (128, 256, 384, 512, 640)),
+            *(f"wmt14_en_fr_{width}" for width in (128, 256, 384, 512, 640)),
+            *(f"wmt16_en_ro_{width}" for width in (128, 256, 384, 512, 640)),
+            *(f"wikitext103_{width}" for width in (128, 256, 384, 512, 1024)),
+        ),
+        lora_targets=("qkv_proj", "q_proj", "kv_proj", "o_proj", "fc1", "fc2"),
+    ),
 )
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
