@@ -69,7 +69,8 @@ def macs(model: PreTrainedModel, source_length: int, target_length: int | None =
 
     Counted are the matrix products, convolutions and attention products that run; look-ups, norms, softmax and
     element-wise work are not. Attention counts every query-key pair, masked or not. A first, uncounted pass lets the
-    model build what it keeps between calls (materialised tensor chains), so the figure is that of every later call.
+    model build what it keeps between calls (materialised tensor chains), so the figure is that of every later call;
+    the table that DeLighT builds only after embedding as many tokens as its vocabulary has saves some of it.
 
     Args:
         source_length: tokens of the encoder's input, or of the input of a decoder-only model.

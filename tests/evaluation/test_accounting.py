@@ -1,10 +1,12 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
 """Parameters, MACs and cache bytes against figures worked out by hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import AutoConfig, DynamicCache, EncoderDecoderCache
 
 from leanformers.accounting import (
     cache_bytes,
@@ -16,6 +18,7 @@ from leanformers.accounting import (
     translation_macs,
 )
 from leanformers.modeling.anthe import AntheConfig, AntheForSeq2SeqLM
+from leanformers.modeling.delight import DeLighTForCausalLM, DeLighTForConditionalGeneration
 
 WIDTH, HIDDEN, VOCABULARY, LAYERS, HEADS = 16, 24, 30, 2, 2
 
@@ -124,6 +127,40 @@ def test_translation_macs_count_every_step_anew_and_biases():
     source, target = 7, 4
     steps = [decoder_by_hand(source, length, bias=1) for length in range(1, target + 1)]
     assert translation_macs(anthe(), source, target) == encoder_by_hand(source, bias=1) + sum(steps)
+
+
+def delight(root: Path, preset: str) -> DeLighTForConditionalGeneration | DeLighTForCausalLM:
+    config = AutoConfig.from_pretrained(root / f"configs/model/delight/{preset}.json")
+    model_class = DeLighTForConditionalGeneration if config.is_encoder_decoder else DeLighTForCausalLM
+    with torch.device("meta"):
+        return model_class(config)
+
+
+def test_published_parameters_and_macs_of_delight(root):
+    """22.12 M and 928.33 M: the summary of width 384 that the authors show, for 10 tokens each."""
+    model = delight(root, "wmt16_en_ro_384")
+    assert count_parameters(model) == 22_124_792
+    assert translation_macs(model.to_empty(device="cpu"), 10, 10) == 928_328_680
+
+
+def test_macs_of_group_linears_are_those_of_their_groups(root):
+    model = delight(root, "wmt16_en_ro_384").to_empty(device="cpu")
+    shapes = [(192, 192, 2), (384, 496, 4), (688, 800, 8), (992, 1104, 16), (1296, 800, 8), (992, 496, 4)]
+    groups = sum(inputs * outputs // groups for inputs, outputs, groups in [*shapes, (688, 192, 2)])
+    projections = 384 * 192 + (192 + 192) * 192
+    table = mac_table(model, 10, 3, per_layer=True)
+    assert table.rows["model.encoder.layers.6.dextra"] == 10 * (groups + projections)
+    assert table.rows["model.decoder.layers.6.dextra"] == 3 * (groups + projections)
+    assert table.rows["lm_head"] == 3 * 128 * 34_976
+
+
+def test_macs_of_language_models_take_one_length(root):
+    model = delight(root, "lm_tiny").to_empty(device="cpu")
+    table = mac_table(model, 9)
+    assert table.rows["lm_head"] == 9 * 32 * 128
+    assert table.rows["model.decoder.layers.*.self_attn"] == 2 * (9 * (32 * 96 + 32 * 64) + 2 * 9 * 9 * 32)
+    with pytest.raises(ValueError, match="takes no target_length"):
+        macs(model, 9, 9)
 
 
 def test_macs_leave_the_mode_alone():
