@@ -52,14 +52,31 @@ class ModelArguments:
 
 
 @dataclass
-class TranslationDataArguments:
+class DataArguments:
+    """What data of every kind have in common."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "A data set of the Hub."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on that many pairs, or documents, only."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Validate, and test on each test set, with that many only."}
+    )
+    num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Folder or repository with a tokenizer; trained on the data if not given."}
+    )
+    tokenizer_vocab_size: int = field(default=8000, metadata={"help": "Size of a new tokenizer's vocabulary."})
+
+
+@dataclass
+class TranslationDataArguments(DataArguments):
     """Which sentence pairs, and how they become tokens."""
 
     task: Literal["numbers"] | None = field(
         default=None, metadata={"help": "A data set made on the spot; `numbers`: English number words to German."}
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "A translation data set of the Hub."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
     source_lang: str = field(default="en", metadata={"help": "Column or key of the source language."})
     target_lang: str = field(default="de", metadata={"help": "Column or key of the target language."})
     train_files: list[str] | None = field(
@@ -74,17 +91,62 @@ class TranslationDataArguments:
     length_policy: Literal["error", "drop", "truncate"] = field(
         default="error", metadata={"help": "What to do with longer pairs; how many they are is always said."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on that many pairs only."})
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Validate, and test on each test set, with that many pairs only."}
-    )
-    num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
-    tokenizer_name: str | None = field(
-        default=None, metadata={"help": "Folder or repository with tokenizers; trained on the data if not given."}
-    )
     tokenizer_type: Literal["bpe", "unigram"] = field(default="bpe", metadata={"help": "Kind of new tokenizers."})
-    tokenizer_vocab_size: int = field(default=8000, metadata={"help": "Size of each new tokenizer's vocabulary."})
     shared_tokenizer: bool = field(default=False, metadata={"help": "One new tokenizer for both languages."})
+
+
+@dataclass
+class LanguageModelingDataArguments(DataArguments):
+    """Which texts, and how they become tokens and blocks of tokens."""
+
+    task: Literal["stdlib"] | None = field(
+        default=None, metadata={"help": "Text on every machine; `stdlib`: Python's standard library, file by file."}
+    )
+    text_column: str = field(default="text", metadata={"help": "Column of dataset_name that has the text."})
+    train_files: list[str] | None = field(default=None, metadata={"help": "Text files, UTF-8, plain or gzip."})
+    validation_files: list[str] | None = field(default=None, metadata={"help": "The same for validation."})
+    test_files: list[str] | None = field(
+        default=None, metadata={"help": "The same for the test, or several tests, each as name=file,file."}
+    )
+    documents: Literal["whole", "lines"] = field(
+        default="whole",
+        metadata={
+            "help": "What is a document, at whose end stands </s>: the `whole` file or row, with its line feeds, or "
+            "each of its `lines`, as is the custom with WikiText; the choice for files of many megabytes."
+        },
+    )
+    pack_documents: Literal["stream", "separate"] = field(
+        default="stream",
+        metadata={
+            "help": "Whether a token sees those of earlier documents in its block: `stream`, or not: `separate`, "
+            "where position_ids start again with each document."
+        },
+    )
+    block_size: int = field(default=512, metadata={"help": "Tokens of a training block and an evaluation window."})
+    context_window: int = field(
+        default=0,
+        metadata={
+            "help": "Tokens that each evaluation window but the first has before those that it scores; 0 is the "
+            "cheapest, block_size - 1 the most exact."
+        },
+    )
+    tokenizer_type: Literal["bpe", "unigram", "word"] = field(
+        default="bpe", metadata={"help": "Kind of a new tokenizer; `word`: words between spaces, by frequency."}
+    )
+
+    def __post_init__(self):
+        check_windows(self.block_size, self.context_window)
+
+
+def check_windows(block_size: int, context_window: int) -> None:
+    """Refuse windows in which nothing can be predicted, or nothing new."""
+    if block_size < 2:
+        raise ValueError(f"block_size={block_size} leaves no token to predict from another; take at least 2.")
+    if not 0 <= context_window < block_size:
+        raise ValueError(
+            f"context_window={context_window} must be at least 0 and less than block_size={block_size}: what is left "
+            "of a window is what it scores."
+        )
 
 
 @dataclass

@@ -14,6 +14,8 @@ NO_RESULTS = (
     "tokens_per_second",
     "model_preparation_time",
     "num_target_tokens",
+    "num_tokens",
+    "num_words",
 )
 
 Curve = list[tuple[float, float]]

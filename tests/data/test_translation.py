@@ -10,7 +10,6 @@ import pytest
 from datasets import Dataset
 
 from leanformers.arguments import TranslationDataArguments
-from leanformers.data import translation
 from leanformers.data.tokenizers import TranslationTokenizers
 from leanformers.data.translation import load_translation, read_parallel, tokenize_translation
 
@@ -24,9 +23,9 @@ def warnings(monkeypatch):
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
-    translation.logger.addHandler(handler)
+    logging.getLogger("leanformers").addHandler(handler)
     yield messages
-    translation.logger.removeHandler(handler)
+    logging.getLogger("leanformers").removeHandler(handler)
 
 
 def write(path, lines, end="\n"):
@@ -82,7 +81,7 @@ def test_spaces_are_kept(tmp_path):
     ("content", "message"),
     [
         (b"eins\nzwei\n", r"text\.en has 3 and \S+bad has 2"),
-        (b"", r"bad is empty; it should hold one sentence a line"),
+        (b"", r"bad is empty; it should hold text"),
         (b"\n\n\n", r"bad is empty"),
         (b"eins\n\ndrei\n", r"Line 2 of \S+bad is empty, .* remove that line from both \S+text\.en and \S+bad\."),
         (b"eins\n \n\t\n", r"Line 2 of \S+bad is empty \(the first of 2 such lines\)"),

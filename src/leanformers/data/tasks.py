@@ -1,5 +1,5 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
-"""Tasks whose data are made on the spot: translation of number words, English to German.
+"""Data that need no download: number words to translate, made on the spot, and the sources of Python's own library.
 
 "three hundred and twenty-one thousand, nine hundred and eighty-seven" becomes
 "dreihunderteinundzwanzigtausendneunhundertsiebenundachtzig": units and tens swap places, "eins" loses its s inside a
@@ -7,11 +7,19 @@ word, and everything grows together, so that a model must read the whole source 
 """
 
 import random
+import sysconfig
+from hashlib import sha256
+from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 from num2words import num2words
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 MAX_DIGITS = 6
+# What is installed beside the library, and its tests, which are longer than itself.
+NO_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
 def number_translation(
@@ -47,3 +55,34 @@ def _draw_numbers(count: int, generator: random.Random) -> list[int]:
         numbers += generator.sample(supply, min(share, len(supply)))
     generator.shuffle(numbers)
     return numbers
+
+
+def standard_library() -> DatasetDict:
+    """The `.py` files of this Python's standard library, a document each, without its tests.
+
+    A file's split depends on its path within the library alone: of twenty files, about one is for validation and one
+    for the test, and which they are is the same on every machine.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    paths = sorted(path.relative_to(root) for path in root.rglob("*.py"))
+    paths = [path for path in paths if not NO_LIBRARY & set(path.parts)]
+    texts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    num_unreadable = 0
+    for path in paths:
+        try:
+            text = (root / path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            num_unreadable += 1
+            continue
+        if text.strip():
+            texts[_split_of(path)].append(text)
+    if num_unreadable:
+        logger.warning(f"{num_unreadable} of {len(paths)} files of the standard library are no UTF-8 and left out.")
+    if not all(texts.values()):
+        raise ValueError(f"This Python keeps no sources of its standard library in {root}; give --train_files.")
+    return DatasetDict({name: Dataset.from_dict({"text": rows}) for name, rows in texts.items()})
+
+
+def _split_of(path: Path) -> str:
+    twentieth = int(sha256(path.as_posix().encode()).hexdigest(), 16) % 20
+    return {0: "validation", 1: "test"}.get(twentieth, "train")

@@ -1,32 +1,26 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
 """Parallel text: from a task, a dataset of the Hub or local files to token ids.
 
-What is unusual here:
-
-- A line ends at a line feed and nowhere else. Python's text mode and `str.splitlines` also break at characters such as
-  U+2028 that real corpora have inside sentences, and everything after one would be paired with the wrong line.
-- Nothing is dropped or cut without being counted and said.
+What is unusual here: nothing is dropped or cut without being counted and said.
 """
 
-import gzip
 import re
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict
 from transformers.utils import logging
 
+from leanformers.data.splits import limit_samples, load_named_dataset, remove_tests, warn_of_unread
 from leanformers.data.tasks import number_translation
+from leanformers.data.text_files import read_lines
 from leanformers.data.tokenizers import TranslationTokenizers
 
 if TYPE_CHECKING:
     from leanformers.arguments import TranslationDataArguments
 
 logger = logging.get_logger(__name__)
-
-SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
 
 def load_translation(arguments: "TranslationDataArguments") -> DatasetDict:
@@ -35,9 +29,7 @@ def load_translation(arguments: "TranslationDataArguments") -> DatasetDict:
     Local files come before `dataset_name`, and that before `task`, so that a recipe's default can be overridden:
     with `train_files` neither is read, and `validation_files` and `test_files` take the place of those splits.
     """
-    origins = [option for option in ("train_files", "dataset_name", "task") if getattr(arguments, option)]
-    if len(origins) > 1:
-        logger.warning(f"The data are those of {origins[0]}; {' and '.join(origins[1:])} are not read.")
+    warn_of_unread(arguments)
     splits = DatasetDict()
     if arguments.train_files:
         splits["train"] = read_parallel(*_pair("train_files", arguments.train_files))
@@ -50,25 +42,19 @@ def load_translation(arguments: "TranslationDataArguments") -> DatasetDict:
     if arguments.validation_files:
         splits["validation"] = read_parallel(*_pair("validation_files", arguments.validation_files))
     if arguments.test_files:
-        for name in [name for name in splits if name.startswith("test")]:
-            del splits[name]
+        remove_tests(splits)
         for name, files in _test_sets(arguments.test_files).items():
             splits[name] = read_parallel(*files)
     if not splits:
         raise ValueError(
             "There is no data: give --task numbers, --dataset_name or --train_files (source, then target)."
         )
-    for name, dataset in splits.items():
-        limit = arguments.max_train_samples if name == "train" else arguments.max_eval_samples
-        if limit is not None and limit < len(dataset):
-            logger.warning(f"{name}: the first {limit} of {len(dataset)} pairs are used.")
-            splits[name] = dataset.select(range(limit))
-    return splits
+    return limit_samples(splits, arguments, "pairs")
 
 
 def read_parallel(source_path: str | Path, target_path: str | Path) -> Dataset:
     """Read two UTF-8 files, plain or gzip, in which lines of the same number translate each other."""
-    source, target = _read_lines(Path(source_path)), _read_lines(Path(target_path))
+    source, target = read_lines(source_path), read_lines(target_path)
     if len(source) != len(target):
         raise ValueError(
             f"Parallel files need the same number of lines, but {source_path} has {len(source)} and {target_path} has "
@@ -84,32 +70,6 @@ def read_parallel(source_path: str | Path, target_path: str | Path) -> Dataset:
             f"{source_path} and {target_path}."
         )
     return Dataset.from_dict({"source": source, "target": target})
-
-
-def _read_lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    content = path.read_bytes()
-    if content.startswith(b"\x1f\x8b"):
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path} is a damaged or truncated gzip file: {error}.") from error
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    if not content.strip():
-        raise ValueError(f"{path} is empty; it should hold one sentence a line.")
-    lines = content.removesuffix(b"\n").split(b"\n")
-    return [_decode(line.removesuffix(b"\r"), path, number) for number, line in enumerate(lines, start=1)]
-
-
-def _decode(line: bytes, path: Path, number: int) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"Line {number} of {path} is not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start}): "
-            "convert the file to UTF-8."
-        ) from error
 
 
 def _pair(option: str, files: list[str]) -> list[str]:
@@ -138,15 +98,8 @@ def _load_dataset(arguments: "TranslationDataArguments") -> DatasetDict:
         raise ValueError(
             f"The dataset {arguments.dataset_name} needs --source_lang and --target_lang, the names of its columns."
         )
-    loaded = load_dataset(arguments.dataset_name, arguments.dataset_config_name)
-    splits = DatasetDict()
-    for own_name, dataset in loaded.items():
-        name = SPLIT_NAMES.get(own_name, own_name)
-        if name not in ("train", "validation") and not name.startswith("test") or name != own_name and name in loaded:
-            logger.warning(f"The split {own_name!r} of {arguments.dataset_name} is not used.")
-        else:
-            splits[name] = _to_pairs(dataset, name, arguments)
-    return splits
+    loaded = load_named_dataset(arguments)
+    return DatasetDict({name: _to_pairs(dataset, name, arguments) for name, dataset in loaded.items()})
 
 
 def _to_pairs(dataset: Dataset, name: str, arguments: "TranslationDataArguments") -> Dataset:

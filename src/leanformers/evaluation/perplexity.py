@@ -11,9 +11,15 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+# Logits that are turned into float32 at a time: 64 MiB.
+SLICE_ELEMENTS = 2**24
+
 
 def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """The summed negative log-likelihood of each row's real tokens, and their number.
+
+    Computed in slices of positions: a whole batch of logits over a large vocabulary may fit into memory just once. An
+    adaptive softmax' log-probabilities are logits, too, as the softmax leaves them as they are.
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, target_length, vocab_size)`)
@@ -22,17 +28,37 @@ def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(batch_size, 2)`, in float64, in which a long corpus still adds up exactly.
     """
-    losses = functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
-    return torch.stack([losses.double().sum(dim=1), labels.ne(-100).sum(dim=1).double()], dim=1)
+    width = max(1, SLICE_ELEMENTS // (logits.shape[0] * logits.shape[2]))
+    losses = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
+    for some, targets in zip(logits.split(width, dim=1), labels.split(width, dim=1), strict=True):
+        token_losses = functional.cross_entropy(
+            some.float().transpose(1, 2), targets, ignore_index=-100, reduction="none"
+        )
+        losses += token_losses.double().sum(dim=1)
+    return torch.stack([losses, labels.ne(-100).sum(dim=1).double()], dim=1)
 
 
 def summarize(rows: Sequence[Tensor]) -> dict[str, float | int]:
     """Loss and perplexity per real target token of all `row_losses` together."""
+    loss, num_tokens = total_loss(rows)
+    return {
+        "loss": loss / num_tokens,
+        "perplexity": perplexity(loss, num_tokens),
+        "num_target_tokens": num_tokens,
+    }
+
+
+def total_loss(rows: Sequence[Tensor]) -> tuple[float, int]:
+    """The summed negative log-likelihood of all real tokens, and their number."""
     loss, num_tokens = torch.cat(list(rows)).sum(dim=0).tolist()
     if not num_tokens:
         raise ValueError("Perplexity needs at least one target token, but there is none.")
-    mean = torch.tensor(loss / num_tokens, dtype=torch.float64)
-    return {"loss": mean.item(), "perplexity": mean.exp().item(), "num_target_tokens": int(num_tokens)}
+    return loss, int(num_tokens)
+
+
+def perplexity(loss: float, count: int) -> float:
+    """Of a summed loss, per each of `count`; infinite where it is too large to write."""
+    return torch.tensor(loss / count, dtype=torch.float64).exp().item()
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ For translation:
 - Batches of similar length whose order a resumed run finds again (`LengthBucketSampler`).
 - Evaluation by sacreBLEU against the references' own text, and by loss and perplexity per real target token; the loss
   of evaluation is never smoothed. Processes that share an evaluation count no sentence twice.
+
+For language models: evaluation by sliding windows, exact over processes, per token, word and byte.
 """
 
 from pathlib import Path
@@ -16,12 +18,14 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
-from transformers import EvalPrediction, PreTrainedModel, Seq2SeqTrainer, Trainer
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from leanformers.arguments import TranslationTrainingArguments
-from leanformers.data.collator import TranslationCollator
+from leanformers.arguments import RunTrainingArguments, TranslationTrainingArguments
+from leanformers.data.collator import BlockCollator, TranslationCollator
+from leanformers.data.language_modeling import EvaluationWindows, TrainingBlocks
 from leanformers.data.tokenizers import TranslationTokenizers
+from leanformers.evaluation.language_modeling import summarize_text, window_losses
 from leanformers.evaluation.perplexity import row_losses, summarize
 from leanformers.evaluation.translation import score_translations
 
@@ -117,3 +121,48 @@ class TranslationTrainer(RunTrainer, Seq2SeqTrainer):
         scores = score_translations(tokenizer.batch_decode(tokens, skip_special_tokens=True), self._references)
         self.signatures = {key: value for key, value in scores.items() if isinstance(value, str)}
         return {key: value for key, value in scores.items() if not isinstance(value, str)}
+
+
+class LanguageModelTrainer(RunTrainer):
+    """
+    Args:
+        train_dataset: Blocks of tokens.
+        eval_dataset: Windows, which score each token once.
+        tokenizer: Saved beside the model in every checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: RunTrainingArguments,
+        tokenizer: PreTrainedTokenizerBase,
+        train_dataset: TrainingBlocks,
+        eval_dataset: EvaluationWindows | None = None,
+    ):
+        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=BlockCollator(padding),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+        )
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, description: str, *args, metric_key_prefix: str = "eval", **kwargs
+    ) -> EvalLoopOutput:
+        self._row_losses: list[torch.Tensor] = []
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        windows = dataloader.dataset
+        totals = summarize_text(self._row_losses, num_words=windows.num_words, num_bytes=windows.num_bytes)
+        named = {f"{metric_key_prefix}_{key}": value for key, value in totals.items()}
+        return output._replace(metrics=output.metrics | named)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            rows = window_losses(model, **inputs)
+        self._row_losses.append(self.accelerator.gather_for_metrics(rows).cpu())
+        loss, num_tokens = rows.sum(dim=0)
+        return loss / num_tokens, None, None
