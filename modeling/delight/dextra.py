@@ -124,38 +124,68 @@ def naive_group_linear(
     return feature_shuffle(outputs) if shuffle else outputs
 
 
+class PermutedCopy(torch.autograd.Function):
+    """
+    `permute(dims).contiguous()` whose gradient is contiguous as well. Autograd's own would be a view with strides that
+    no matrix product takes, so that both products of `group_linear`'s backward pass would copy it first.
+    """
+
+    @staticmethod
+    def forward(inputs: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+        return inputs.permute(dims).contiguous()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        dims = inputs[1]
+        ctx.inverse = tuple(dims.index(axis) for axis in range(len(dims)))
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return PermutedCopy.apply(gradient, ctx.inverse), None
+
+
 def group_linear(
     hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shuffle: bool = True
 ) -> torch.Tensor:
-    """`naive_group_linear` as one batched product, read and written through strides: only the shuffle is a copy."""
+    """`naive_group_linear` as one batched product that reads the groups through strides; the shuffle is one copy."""
     num_groups, group_in, group_out = weight.shape
     chunks = hidden_states.reshape(-1, num_groups, group_in).transpose(0, 1)
     outputs = torch.baddbmm(bias[:, None], chunks, weight)  # [num_groups, tokens, group_out]
-    outputs = outputs.permute(1, 2, 0) if shuffle else outputs.transpose(0, 1)
-    return outputs.reshape(*hidden_states.shape[:-1], num_groups, group_out)
+    outputs = PermutedCopy.apply(outputs, (1, 2, 0) if shuffle else (1, 0, 2))
+    return outputs.view(*hidden_states.shape[:-1], num_groups, group_out)
 
 
-def mix(projected: torch.Tensor, hidden_states: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """`[..., x]` and `[..., y]` -> `[..., x + y]`: each of `num_groups` chunks of the one before that of the other."""
-    chunks = [states.unflatten(-1, (num_groups, -1)) for states in (projected, hidden_states)]
-    return torch.cat(chunks, dim=-1).flatten(-2)
+def mix(projected: torch.Tensor, chunks: torch.Tensor) -> torch.Tensor:
+    """`[..., x]` and `[..., num_groups, n]` -> `[..., x + num_groups * n]`: a chunk of `x0` before each chunk."""
+    return torch.cat([projected.unflatten(-1, (chunks.shape[-2], -1)), chunks], dim=-1).flatten(-2)
 
 
 class GroupLinear(nn.Module):
     """
-    A group linear transform with its norm and activation: `[..., in_features]` -> `[..., out_features]`.
+    A group linear transform with its norm and activation: `[..., in_features]` -> `[..., out_chunks, n]`, whose chunks
+    side by side are the `out_features`.
 
     Args:
         shape (`GroupLinearShape`): widths and number of groups.
+        out_chunks (`int`): how many chunks the next layer reads, or 1.
         shuffle (`bool`): interleave the groups' outputs. One group has nothing to interleave.
         activation (`str`): name of the activation.
         layer_norm_eps (`float`): epsilon of the norm.
         dropout (`float`): dropout of the output.
     """
 
-    def __init__(self, shape: GroupLinearShape, shuffle: bool, activation: str, layer_norm_eps: float, dropout: float):
+    def __init__(
+        self,
+        shape: GroupLinearShape,
+        out_chunks: int,
+        shuffle: bool,
+        activation: str,
+        layer_norm_eps: float,
+        dropout: float,
+    ):
         super().__init__()
         self.in_features, self.out_features, self.num_groups = shape
+        self.out_chunks = out_chunks
         group_in, group_out = self.in_features // self.num_groups, self.out_features // self.num_groups
         self.weight = nn.Parameter(torch.empty(self.num_groups, group_in, group_out))
         self.bias = nn.Parameter(torch.empty(self.num_groups, group_out))
@@ -179,8 +209,9 @@ class GroupLinear(nn.Module):
         init.zeros_(self.bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        outputs = group_linear(hidden_states, self.weight, self.bias, self.shuffle)
-        return self.dropout(self.activation(self.norm(outputs)).flatten(-2))
+        outputs = self.norm(group_linear(hidden_states, self.weight, self.bias, self.shuffle))
+        # Cut for the next layer before the activation: its gradient then comes as one piece, and is not copied.
+        return self.dropout(self.activation(outputs.view(*hidden_states.shape[:-1], self.out_chunks, -1)))
 
 
 class DExTra(nn.Module):
@@ -217,10 +248,13 @@ class DExTra(nn.Module):
         shuffle = shuffle and layout == "dextra"
         self.in_proj = nn.Linear(in_features, projected_features)
         self.in_norm = nn.LayerNorm(projected_features, eps=layer_norm_eps)
+        out_chunks = [shape.num_groups for shape in shapes[1:]] + [1]
         self.layers = nn.ModuleList(
-            [GroupLinear(shape, shuffle, activation, layer_norm_eps, dropout) for shape in shapes]
+            [
+                GroupLinear(shape, chunks, shuffle, activation, layer_norm_eps, dropout)
+                for shape, chunks in zip(shapes, out_chunks, strict=True)
+            ]
         )
-        self.mix_groups = [shape.num_groups for shape in shapes[1:]] + [1]
         self.out_proj = nn.Linear(out_features + projected_features, out_features)
         self.out_norm = nn.LayerNorm(out_features, eps=layer_norm_eps)
         self.activation = ACT2FN[activation]
@@ -229,8 +263,8 @@ class DExTra(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         projected = self.dropout(self.activation(self.in_norm(self.in_proj(hidden_states))))
         hidden_states = projected
-        for layer, num_groups in zip(self.layers, self.mix_groups, strict=True):
-            hidden_states = mix(projected, layer(hidden_states), num_groups)
+        for layer in self.layers:
+            hidden_states = mix(projected, layer(hidden_states))
         return self.dropout(self.activation(self.out_norm(self.out_proj(hidden_states))))
 
 
@@ -247,11 +281,13 @@ def naive_dextra(hidden_states: torch.Tensor, unit: DExTra) -> torch.Tensor:
     projected = hidden_states @ unit.in_proj.weight.T + unit.in_proj.bias
     projected = activation(naive_layer_norm(projected, unit.in_norm))
     hidden_states = projected
-    for layer, num_groups in zip(unit.layers, unit.mix_groups, strict=True):
+    for layer in unit.layers:
         outputs = naive_group_linear(hidden_states, layer.weight, layer.bias, layer.shuffle)
         outputs = activation(naive_layer_norm(outputs, layer.norm)).flatten(-2)
         chunks = []
-        for x0_chunk, chunk in zip(projected.chunk(num_groups, -1), outputs.chunk(num_groups, -1), strict=True):
+        for x0_chunk, chunk in zip(
+            projected.chunk(layer.out_chunks, -1), outputs.chunk(layer.out_chunks, -1), strict=True
+        ):
             chunks += [x0_chunk, chunk]
         hidden_states = torch.cat(chunks, dim=-1)
     outputs = hidden_states @ unit.out_proj.weight.T + unit.out_proj.bias
