@@ -131,13 +131,9 @@ class PermutedCopy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(inputs: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
-        return inputs.permute(dims).contiguous()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        dims = inputs[1]
+    def forward(ctx, inputs: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
         ctx.inverse = tuple(dims.index(axis) for axis in range(len(dims)))
+        return inputs.permute(dims).contiguous()
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -211,7 +207,8 @@ class GroupLinear(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         outputs = self.norm(group_linear(hidden_states, self.weight, self.bias, self.shuffle))
         # Cut for the next layer before the activation: its gradient then comes as one piece, and is not copied.
-        return self.dropout(self.activation(outputs.view(*hidden_states.shape[:-1], self.out_chunks, -1)))
+        outputs = self.activation(outputs.view(*hidden_states.shape[:-1], self.out_chunks, -1))
+        return self.dropout(outputs) if self.training else outputs
 
 
 class DExTra(nn.Module):
