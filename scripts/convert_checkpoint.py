@@ -3,11 +3,17 @@
 
     python scripts/convert_checkpoint.py --family anthe --source original.safetensors --output converted
 
-The source is .safetensors, with the hyper-parameters as metadata, or .npz with them in a JSON file.
+The source is .safetensors, with the hyper-parameters as metadata, or .npz with them in a JSON file, or a checkpoint of
+fairseq, .pt. With a checkpoint's dictionaries (dict.<language>.txt, or dict.txt of a language model) and its BPE codes
+(code, codes or bpecodes) beside it, the folder is a whole one, with tokenizers and a card. They expect text as fairseq
+got it before BPE: tokenised as the training data was, words separated by spaces.
+
+    python scripts/convert_checkpoint.py --family delight --source data-bin/checkpoint_best.pt --output converted
 """
 
 import argparse
 import sys
+from pathlib import Path
 
 from leanformers.accounting import count_parameters
 from leanformers.conversion import convert_checkpoint
@@ -17,21 +23,31 @@ from leanformers.registry import FAMILIES
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", required=True, choices=sorted(FAMILIES))
-    parser.add_argument("--source", required=True, help="the checkpoint: .safetensors or .npz")
+    parser.add_argument("--source", required=True, help="the checkpoint: .safetensors, .npz or .pt")
     parser.add_argument("--output", required=True, help="a new or empty folder")
-    parser.add_argument("--hparams", help="JSON with the hyper-parameters; default: the metadata of the source")
+    parser.add_argument(
+        "--hparams", help="JSON with the hyper-parameters; default: what the source holds, or config.json beside it"
+    )
+    parser.add_argument("--dict-dir", help="the folder of fairseq's dictionaries; default: that of a .pt source")
+    parser.add_argument("--codes", help="the BPE codes of subword-nmt; default: those beside the dictionaries")
     parser.add_argument(
         "--allow-noncausal-gate",
         action="store_true",
         help="anthe: convert also a gate order whose cross-attention reads ahead, to compare with the original",
     )
     arguments = parser.parse_args(argv)
-    options = {"allow_noncausal_gate": True} if arguments.allow_noncausal_gate else {}
+    options = {"dict_dir": arguments.dict_dir, "codes": arguments.codes}
+    if arguments.allow_noncausal_gate:
+        options["allow_noncausal_gate"] = True
     try:
         model = convert_checkpoint(arguments.family, arguments.source, arguments.output, arguments.hparams, **options)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(f"{type(model).__name__} with {count_parameters(model):,} parameters saved in {arguments.output}")
+    has_tokenizer = Path(arguments.output, "tokenizer.json").exists()
+    print(
+        f"{type(model).__name__} with {count_parameters(model):,} parameters saved in {arguments.output}, "
+        f"{'with its tokenizer' if has_tokenizer else 'without a tokenizer'}"
+    )
 
 
 if __name__ == "__main__":

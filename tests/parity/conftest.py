@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from leanformers.conversion.anthe import config_from_hparams, reference_name
+from leanformers.conversion import anthe, delight
 from leanformers.modeling.anthe import AntheForSeq2SeqLM
+from leanformers.modeling.delight import DeLighTForCausalLM, DeLighTForConditionalGeneration
 
 
 @pytest.fixture
 def reference_weights() -> Callable[[Mapping], dict[str, np.ndarray]]:
-    """A function from hyper-parameters to random weights under the original's names and in its orientation."""
+    """A function from hyper-parameters of Anthe to random weights under the original's names, in its orientation."""
 
     def create(hparams: Mapping) -> dict[str, np.ndarray]:
-        config = config_from_hparams(hparams, allow_noncausal_gate=True)
+        config = anthe.config_from_hparams(hparams, allow_noncausal_gate=True)
         weights = {}
         for name, parameter in AntheForSeq2SeqLM(config).named_parameters():
-            original, array = reference_name(name, config), torch.rand(parameter.shape).sub(0.5).numpy()
+            original, array = anthe.reference_name(name, config), torch.rand(parameter.shape).sub(0.5).numpy()
             weights[original] = np.ascontiguousarray(in_reference_layout(original, array))
         return weights
 
@@ -35,3 +36,39 @@ def in_reference_layout(name: str, array: np.ndarray) -> np.ndarray:
     if leaf.startswith("core") and array.shape[-2] == 1:
         return array.squeeze(-2)
     return array[0] if leaf.startswith("spos") else array
+
+
+@pytest.fixture
+def delight_weights() -> Callable[..., dict[str, torch.Tensor]]:
+    """A function from the options of a DeLighT checkpoint and its vocabularies to its random state dict."""
+
+    def create(options: Mapping, vocab_size: int, source_vocab_size: int | None = None) -> dict[str, torch.Tensor]:
+        has_encoder = source_vocab_size is not None
+        options = delight.options_of({"args": options}, has_encoder)
+        config = delight.config_from_options(options, vocab_size, source_vocab_size)
+        model = (DeLighTForConditionalGeneration if has_encoder else DeLighTForCausalLM)(config)
+        weights = {}
+        for name, parameter in model.named_parameters():
+            # Norms around 1, everything else around 0, and nothing exactly so.
+            tensor = torch.randn(parameter.shape) * 0.2 + (1.0 if name.endswith("norm.weight") else 0.0)
+            if "embed" in name and "dextra" not in name and len(tensor) > 1 and ".projections." not in name:
+                tensor[config.pad_token_id if ".tables." not in name or ".tables.0." in name else []] = 0
+            original = delight.reference_name(name)
+            weights[original] = in_delight_layout(original, tensor)
+        for other, name in delight.tied_names(options, has_encoder).items():
+            weights[other] = weights[name] = weights.get(name, weights.get(other)).clone()
+        for stack in ("encoder", "decoder") if has_encoder else ("decoder",):
+            weights[f"{stack}.version"] = torch.tensor([3.0])
+            weights[f"{stack}.embed_positions._float_tensor"] = torch.zeros(1)
+        return weights
+
+    return create
+
+
+def in_delight_layout(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    is_group_linear = "dextra_layers." in name and "normalization_fn" not in name
+    if not is_group_linear:
+        return tensor
+    if len(tensor) == 1:  # one group is a full linear layer
+        return tensor[0].T.contiguous() if name.endswith("weights") else tensor[0]
+    return tensor if name.endswith("weights") else tensor[:, None]

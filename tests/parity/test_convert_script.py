@@ -82,9 +82,9 @@ def test_truncated_file_is_told_in_one_sentence(convert, source, tmp_path):
 def test_bad_sources(tmp_path, source):
     with pytest.raises(ValueError, match="no file"):
         read_checkpoint(tmp_path / "nowhere.safetensors")
-    pickled = tmp_path / "model.pt"
+    pickled = tmp_path / "model.bin"
     torch.save({"a": torch.ones(1)}, pickled)
-    with pytest.raises(ValueError, match=r"neither .safetensors nor .npz"):
+    with pytest.raises(ValueError, match=r"neither .safetensors nor .npz nor fairseq's .pt"):
         read_checkpoint(pickled)
     np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="plain arrays"):

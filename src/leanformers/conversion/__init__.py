@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from ..registry import get_family
+from .fairseq import read_fairseq, read_tokenizers
 
 __all__ = ["convert_checkpoint", "convert_state_dict", "read_checkpoint"]
 
@@ -27,7 +28,7 @@ def convert_state_dict(
         family: a name of `leanformers.registry.FAMILIES`.
         state_dict: arrays or tensors under the original implementation's parameter names, in its orientation.
         hparams: the original's hyper-parameters, as text or numbers.
-        options: of the family's module; Anthe has `allow_noncausal_gate`.
+        options: of the family's module; Anthe has `allow_noncausal_gate`, DeLighT none.
 
     Raises:
         `ValueError`: if a hyper-parameter is unknown or impossible, or if the tensors are not exactly those of the
@@ -37,46 +38,81 @@ def convert_state_dict(
 
 
 def convert_checkpoint(
-    family: str, source: str | Path, output: str | Path, hparams_file: str | Path | None = None, **options: Any
+    family: str,
+    source: str | Path,
+    output: str | Path,
+    hparams_file: str | Path | None = None,
+    *,
+    dict_dir: str | Path | None = None,
+    codes: str | Path | None = None,
+    **options: Any,
 ) -> PreTrainedModel:
-    """`convert_state_dict` from a file to a folder for `from_pretrained`, which must be new or empty."""
-    output = Path(output)
+    """`convert_state_dict` from a file to a folder for `from_pretrained`, which must be new or empty.
+
+    A fairseq checkpoint with its dictionaries becomes a whole folder for the Hub, with tokenizers and a card.
+
+    Args:
+        family, options: see `convert_state_dict`.
+        source, hparams_file: see `read_checkpoint`.
+        dict_dir: the folder of fairseq's dictionaries. By default they are looked for beside a `.pt` source.
+        codes: the file of BPE codes; see `fairseq.read_tokenizers`.
+    """
+    source, output = _checkpoint_file(source), Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"the output {output} exists and is not an empty folder; name another, nothing was written")
     state_dict, hparams = read_checkpoint(source, hparams_file)
     model = convert_state_dict(family, state_dict, hparams, **options)
-    model.save_pretrained(output)
+    has_dictionaries = source.suffix == ".pt" and any(source.parent.glob("dict*.txt"))
+    if not (dict_dir or codes or has_dictionaries):
+        model.save_pretrained(output)
+        return model
+    tokenizers = read_tokenizers(Path(dict_dir or source.parent), hparams.get("args", {}), model.config, codes)
+    # Cards need packages of the `train` extra, which a conversion without tokenizers does not.
+    from ..hub.export import export
+
+    export(model, tokenizers.source, output, target_tokenizer=tokenizers.target, check=False)
     return model
 
 
 def read_checkpoint(
     source: str | Path, hparams_file: str | Path | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and hyper-parameters of a `.safetensors` or `.npz` file, which never runs code from it.
+    """Tensors and hyper-parameters of a `.safetensors`, `.npz` or fairseq's `.pt` file, which never runs code from it.
 
-    Without `hparams_file` (JSON), the hyper-parameters are the metadata of the safetensors file.
+    Args:
+        source: the file, or a folder with `weights.safetensors`.
+        hparams_file: JSON with the hyper-parameters. By default they are what the file itself holds (safetensors as
+            metadata, `.pt` as `args` or `cfg`), or else `config.json` beside it.
     """
-    source = Path(source)
+    source = _checkpoint_file(source)
     if not source.is_file():
         raise ValueError(f"there is no file {source}")
-    readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pt": read_fairseq}
     if source.suffix not in readers:
         raise ValueError(
-            f"{source} is neither .safetensors nor .npz; other formats may hold code that runs on loading, "
-            "so save its arrays as one of these two first"
+            f"{source} is neither .safetensors nor .npz nor fairseq's .pt; other formats may hold code that runs on "
+            "loading, so save its arrays as one of these first"
         )
     state_dict, hparams = readers[source.suffix](source)
-    if hparams_file is not None:
-        hparams = _read_hparams(Path(hparams_file))
+    beside = source.with_name("config.json")
+    if hparams_file is not None or (not hparams and beside.is_file()):
+        hparams = _read_hparams(Path(hparams_file or beside))
     if not hparams:
         raise ValueError(f"{source} holds no hyper-parameters; give them as a JSON file (--hparams)")
     return state_dict, hparams
 
 
+def _checkpoint_file(source: str | Path) -> Path:
+    source = Path(source)
+    return source / "weights.safetensors" if source.is_dir() else source
+
+
 def _read_safetensors(source: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
         with safe_open(source, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+            metadata.pop("format", None)  # which framework saved it
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{source} is damaged or cut short ({error}); copy it again") from error
 

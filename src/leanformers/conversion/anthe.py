@@ -19,6 +19,7 @@ from torch import nn
 
 from ..modeling.anthe import AntheConfig, AntheForSeq2SeqLM
 from ..modeling.anthe.configuration_anthe import CROSS_ATTENTION_GATES
+from .weights import load_weights
 
 # The original sorts the order string instead of inverting it, so the two 3-cycles are not what they spell.
 GATE_OF_ORDER = {"kqv": "KgV", "vqk": "VgK", "kvq": "KgQ", "qvk": "VgQ", "qkv": "QgV", "vkq": "QgK"}
@@ -199,24 +200,7 @@ def load_reference(module: nn.Module, state_dict: Mapping[str, Any], reference_n
     reference = {
         name: torch.as_tensor(value) for name, value in state_dict.items() if not name.startswith(("in.", "out."))
     }
-    ready, problems = [], []
-    for name, parameter in module.named_parameters():
-        source = reference_name(name)
-        if source not in reference:
-            problems.append(f"{source} is missing")
-            continue
-        given = reference.pop(source)
-        tensor = oriented(source, given)
-        ready.append((parameter, tensor))
-        if tensor.shape != parameter.shape:
-            shapes = f"{list(given.shape)}, which gives {list(tensor.shape)} instead of {list(parameter.shape)}"
-            problems.append(f"{source} is {shapes} for {name}")
-    problems += [f"{name} has no place" for name in reference]
-    if problems:
-        raise ValueError(f"the tensors do not fit the hyper-parameters: {'; '.join(problems)}")
-    with torch.no_grad():
-        for parameter, tensor in ready:
-            parameter.copy_(tensor)
+    load_weights(module, reference, reference_name, oriented)
 
 
 def oriented(name: str, tensor: torch.Tensor) -> torch.Tensor:
