@@ -15,7 +15,7 @@ from leanformers.hub.export import export_run, push
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="output folder of scripts/train_seq2seq.py, or any folder with a model")
+    parser.add_argument("run", help="output folder of a training script, or any folder with a model")
     parser.add_argument("--output", required=True, help="folder to write; a new or an empty one")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in --output")
     parser.add_argument("--push", action="store_true", help="upload the folder to --repo_id when it is written")

@@ -1,21 +1,32 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
-"""One tiny model, exported once."""
+"""Tiny models of every kind, each exported once; one of Anthe stands for what is the same for all."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
-from leanformers.data.tokenizers import TranslationTokenizers
+from leanformers.data.tokenizers import TranslationTokenizers, train_language_tokenizer
 from leanformers.hub.export import export
 from leanformers.modeling.anthe import AntheConfig, AntheForSeq2SeqLM
+from leanformers.modeling.delight import DeLighTConfig, DeLighTForCausalLM, DeLighTForConditionalGeneration
+from leanformers.registry import language_model_class
+
+DELIGHT = {"hidden_size": 64, "embedding_size": 16, "num_decoder_layers": 2, "min_depth": 2, "max_depth": 3}
 
 
 @pytest.fixture(scope="session")
 def tokenizers() -> TranslationTokenizers:
     lines = [["a man rides a bicycle", "two dogs run"], ["ein Mann fährt Fahrrad", "zwei Hunde rennen"]]
     return TranslationTokenizers.train(*lines, kind="bpe", vocab_size=272, shared=False)
+
+
+@pytest.fixture(scope="session")
+def language_tokenizer() -> TranslationTokenizers:
+    one = train_language_tokenizer(["def main():\n    return 0", "for name in names:\n    print(name)"], "bpe", 272)
+    return TranslationTokenizers(one, one)
 
 
 def tiny_model(tokenizers: TranslationTokenizers, **changes) -> AntheForSeq2SeqLM:
@@ -37,24 +48,64 @@ def tiny_model(tokenizers: TranslationTokenizers, **changes) -> AntheForSeq2SeqL
     return AntheForSeq2SeqLM(config).eval()
 
 
+def delight_translator(tokenizers: TranslationTokenizers) -> DeLighTForConditionalGeneration:
+    sizes = {"vocab_size": tokenizers.target_vocab_size, "source_vocab_size": tokenizers.source_vocab_size}
+    special_ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
+    options = {"num_encoder_layers": 2, "share_embeddings": False}
+    return DeLighTForConditionalGeneration(DeLighTConfig(**DELIGHT, **special_ids, **sizes, **options))
+
+
+def delight_language_model(tokenizers: TranslationTokenizers) -> DeLighTForCausalLM:
+    """With adaptive tables and softmax: of all heads, theirs differs most from others."""
+    sizes = {"vocab_size": tokenizers.target_vocab_size, "adaptive_cutoffs": [20, 100]}
+    options = {"is_encoder_decoder": False, "normalize_before": True, "bos_token_id": 2, "eos_token_id": 2}
+    return DeLighTForCausalLM(DeLighTConfig(**DELIGHT, **sizes, **options, pad_token_id=0))
+
+
+MODELS = {"anthe": tiny_model, "delight": delight_translator, "delight_lm": delight_language_model}
+RESULTS = {
+    "AutoModelForSeq2SeqLM": {"test_bleu": 1.5, "test_bleu_signature": "nrefs:1", "eval_perplexity": 3.25},
+    "AutoModelForCausalLM": {"test_perplexity": 3.25, "test_perplexity_per_word": 20.5},
+}
+
+
 @pytest.fixture
 def model(tokenizers: TranslationTokenizers) -> AntheForSeq2SeqLM:
     return tiny_model(tokenizers)
 
 
+@pytest.fixture
+def language_model(language_tokenizer: TranslationTokenizers) -> DeLighTForCausalLM:
+    torch.manual_seed(0)
+    return delight_language_model(language_tokenizer)
+
+
+def export_tiny(model: PreTrainedModel, tokenizers: TranslationTokenizers, folder: Path) -> Path:
+    translates = model.config.is_encoder_decoder
+    return export(
+        model,
+        tokenizers.source,
+        folder,
+        target_tokenizer=tokenizers.target,
+        metrics=RESULTS[language_model_class(model.config)],
+        training_log=[{"loss": 2.0, "step": 1}, {"loss": 1.0, "step": 2}],
+        arguments={"source_lang": "en", "target_lang": "de"} if translates else {"task": "stdlib"},
+        check=False,
+    )
+
+
 @pytest.fixture(scope="session")
 def exported(tokenizers: TranslationTokenizers, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete Hub folder that no test may change."""
-    return export(
-        tiny_model(tokenizers),
-        tokenizers.source,
-        tmp_path_factory.mktemp("exported") / "anthe-tiny",
-        target_tokenizer=tokenizers.target,
-        metrics={"test_bleu": 1.5, "test_bleu_signature": "nrefs:1", "eval_perplexity": 3.25},
-        training_log=[{"loss": 2.0, "step": 1}, {"loss": 1.0, "step": 2}],
-        arguments={"source_lang": "en", "target_lang": "de"},
-        check=False,
-    )
+    return export_tiny(tiny_model(tokenizers), tokenizers, tmp_path_factory.mktemp("exported") / "anthe-tiny")
+
+
+@pytest.fixture(scope="session", params=MODELS)
+def exported_of_each_kind(request, tokenizers, language_tokenizer, tmp_path_factory) -> Path:
+    """The same of every model."""
+    torch.manual_seed(0)
+    fitting = language_tokenizer if request.param.endswith("_lm") else tokenizers
+    return export_tiny(MODELS[request.param](fitting), fitting, tmp_path_factory.mktemp("each") / request.param)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from leanformers.accounting import count_parameters
 from leanformers.data.tokenizers import TranslationTokenizers
 from leanformers.hub.card import dense_parameters, render_card, result_table
 from leanformers.modeling.anthe import AntheForSeq2SeqLM
+from leanformers.modeling.delight import DeLighTForCausalLM
 
 RESULTS = {
     "eval_perplexity": 3.25,
@@ -61,7 +62,7 @@ def test_metadata_is_what_the_hub_reads(model: AntheForSeq2SeqLM):
 
 def test_body_shows_the_results_and_how_they_came_about(model: AntheForSeq2SeqLM):
     text = card_of(model, metrics=RESULTS, arguments=ARGUMENTS, curves="curves.png", repository="me/anthe")
-    assert "| split | BLEU | chrF | Exact match | Perplexity per target token |" in text
+    assert "| split | BLEU | chrF | Exact match | Perplexity per token |" in text
     assert "| test_2016_flickr | 31.42 |  |  |  |" in text
     assert "| test_2017_flickr | 27.5 | 50.25 | 0.125 |  |" in text
     assert "`test_2016_flickr_bleu_signature`: `nrefs:1|case:mixed`" in text
@@ -72,6 +73,40 @@ def test_body_shows_the_results_and_how_they_came_about(model: AntheForSeq2SeqLM
     assert "![Training curves](curves.png)" in text
     assert 'repository = "me/anthe"' in text
     assert "bentrevett/multi30k" in text and "/home/someone" not in text
+
+
+def test_language_model_has_a_card_of_its_own(language_model: DeLighTForCausalLM):
+    results = {"eval_perplexity": 12.5, "test_perplexity": 13.25, "test_perplexity_per_word": 99.75}
+    results["test_bits_per_byte"] = 1.125
+    text = render_card(
+        get_family("delight"),
+        language_model,
+        "AutoModelForCausalLM",
+        metrics=results,
+        arguments={"task": "stdlib", "block_size": 256, "max_steps": 10},
+    )
+    assert "| split | Perplexity per token | Perplexity per word | Bits per byte |" in text
+    assert "| test | 13.25 | 99.75 | 1.125 |" in text and "| validation | 12.5 |  |  |" in text
+    assert "trained on the source files of Python's standard library" in text
+    assert "| `block_size` | `256` |" in text
+    assert "model = AutoModelForCausalLM.from_pretrained" in text and "target_tokenizer" not in text
+    assert "the same model with dense matrices" not in text
+    data = ModelCard(text).data
+    assert (data.pipeline_tag, data.language) == ("text-generation", ["code"])
+    assert data.tags == ["custom_code", "leanformers", "delight", "arxiv:2008.00623"]
+    found = [(result.dataset_split, result.metric_name, result.metric_value) for result in data.eval_results]
+    assert ("test", "Perplexity per word", 99.75) in found and len(found) == 4
+
+
+def test_data_are_those_that_the_run_read(model: AntheForSeq2SeqLM):
+    """Local files go before a data set of the Hub, and that before a task."""
+    given = {"task": "numbers", "dataset_name": "bentrevett/multi30k", "train_files": ["a.txt", "b.txt"]}
+    assert "trained on a.txt and b.txt" in card_of(model, arguments=given)
+    assert ModelCard(card_of(model, arguments=given)).data.datasets is None
+    given["train_files"] = [f"{number}.txt" for number in range(1000)]
+    assert "trained on 1,000 files" in card_of(model, arguments=given)
+    del given["train_files"]
+    assert "trained on bentrevett/multi30k" in card_of(model, arguments=given)
 
 
 def test_without_figures_there_is_no_table_for_them(model: AntheForSeq2SeqLM):

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from leanformers.evaluation.loading import load_generator
 from leanformers.hub.check import check, main
 from leanformers.hub.clean_process import digest, outputs_of
-from leanformers.modeling.anthe import AntheForSeq2SeqLM
+from leanformers.registry import language_model_class
 
 MODELING, CONFIG, WEIGHTS, CARD = "modeling_anthe.py", "config.json", "model.safetensors", "README.md"
 
@@ -160,8 +161,8 @@ STATIC = {
 }  # fmt: skip
 
 
-def test_the_exported_folder_passes(exported: Path):
-    report = check(exported, live=False)
+def test_the_exported_folder_passes(exported_of_each_kind: Path):
+    report = check(exported_of_each_kind, live=False)
     assert report.ok, str(report)
     assert "no problem found" in str(report)
 
@@ -193,12 +194,16 @@ def test_harmless_change_passes(folder: Path, change):
     assert report.ok, str(report)
 
 
-def test_live_check_sees_the_same_model_as_the_installed_package(exported: Path):
-    report = check(exported)
+def test_live_check_sees_the_same_model_as_the_installed_package(exported_of_each_kind: Path):
+    report = check(exported_of_each_kind)
     assert report.ok, str(report)
-    installed = AntheForSeq2SeqLM.from_pretrained(exported)
-    assert report.facts["AutoModelForSeq2SeqLM outputs sha256"] == digest(outputs_of(installed))
-    assert report.facts["AutoModel outputs sha256"] == digest(outputs_of(installed.model))
+    installed, tokenizers = load_generator(str(exported_of_each_kind))
+    assert report.facts == {
+        "AutoModel outputs sha256": digest(outputs_of(installed.model)),
+        f"{language_model_class(installed.config)} outputs sha256": digest(outputs_of(installed)),
+    }
+    assert type(installed).__module__.startswith("leanformers.")
+    assert tokenizers.shared != installed.config.is_encoder_decoder
 
 
 BROKEN_AT_RUN_TIME = """

@@ -11,16 +11,27 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BartConfig, BartForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+)
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import leanformers.hub.export as export_module
 from leanformers.data.tokenizers import TranslationTokenizers
+from leanformers.evaluation.loading import load_generator
 from leanformers.hub.check import check
-from leanformers.hub.export import export
+from leanformers.hub.clean_process import outputs_of
+from leanformers.hub.export import export, export_run
 from leanformers.modeling.anthe import AntheForSeq2SeqLM
+from leanformers.modeling.delight import DeLighTForCausalLM
+from leanformers.registry import language_model_class
 
 CODE = {"configuration_anthe.py", "modeling_anthe.py", "soft_positions.py", "tensor_chain.py"}
+CODE_OF = {"anthe": CODE, "delight": {"configuration_delight.py", "modeling_delight.py", "adaptive.py", "dextra.py"}}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -38,6 +49,26 @@ def test_folder_is_complete(exported: Path):
     loaded = TranslationTokenizers.from_pretrained(exported)
     assert not loaded.shared
     assert [path.name for path in exported.parent.iterdir()] == [exported.name]
+
+
+def test_only_what_loads_from_the_folder_is_offered(exported_of_each_kind: Path):
+    config = AutoConfig.from_pretrained(exported_of_each_kind)
+    assert {path.name for path in exported_of_each_kind.glob("*.py")} == CODE_OF[config.model_type]
+    assert config.auto_map.keys() == {"AutoConfig", "AutoModel", language_model_class(config)}
+    assert config.auto_map[language_model_class(config)].endswith(config.architectures[0])
+    assert (exported_of_each_kind / "target_tokenizer").is_dir() == config.is_encoder_decoder
+
+
+def test_example_of_the_card_runs(exported_of_each_kind: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(exported_of_each_kind)
+    printed = []
+    example = Path("README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    exec(example, {"print": printed.append})
+    [text] = printed
+    assert isinstance(text, str)
+    # A language model's text begins with the prompt; a translation is another text.
+    is_language_model = "AutoModelForCausalLM" in example
+    assert text.startswith("def main(") == is_language_model
 
 
 def test_export_leaves_the_model_as_it_was(model: AntheForSeq2SeqLM, tokenizers, tmp_path: Path):
@@ -225,6 +256,27 @@ def run(model: AntheForSeq2SeqLM, tokenizers, tmp_path: Path) -> Path:
     (run / "trainer_state.json").write_text(json.dumps({"log_history": [{"loss": 2.0, "step": 1}]}))
     (run / "arguments.yaml").write_text(f"task: numbers\nsource_lang: en\ntarget_lang: de\noutput_dir: {run}\n")
     return run
+
+
+def test_run_of_a_language_model(language_model: DeLighTForCausalLM, language_tokenizer, tmp_path: Path):
+    run = tmp_path / "run"
+    language_model.save_pretrained(run)
+    language_tokenizer.source.save_pretrained(run)
+    results = {
+        "eval_perplexity": 9.5,
+        "test_perplexity": 10.5,
+        "test_perplexity_per_word": 80.25,
+        "train_runtime": 3.0,
+    }
+    (run / "all_results.json").write_text(json.dumps(results))
+    (run / "trainer_state.json").write_text(json.dumps({"log_history": [{"loss": 2.0, "step": 1}]}))
+    (run / "arguments.yaml").write_text(f"task: stdlib\nblock_size: 128\ntokenizer_type: bpe\noutput_dir: {run}\n")
+    folder = export_run(run, tmp_path / "out", check=False)
+    card = (folder / "README.md").read_text()
+    assert "10.5" in card and "80.25" in card and "standard library" in card and "![Training curves]" in card
+    loaded, tokenizer = load_generator(str(folder))
+    assert tokenizer.shared and not (folder / "target_tokenizer").exists()
+    assert torch.equal(outputs_of(loaded), outputs_of(language_model))
 
 
 def test_script_exports_a_run_and_pushes_it(

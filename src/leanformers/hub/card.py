@@ -25,11 +25,15 @@ METRICS = {
     "bleu": ("sacrebleu", "BLEU"),
     "chrf": ("chrf", "chrF"),
     "exact_match": ("exact_match", "Exact match"),
-    "perplexity": ("perplexity", "Perplexity per target token"),
+    "perplexity": ("perplexity", "Perplexity per token"),
+    "perplexity_per_word": ("perplexity", "Perplexity per word"),
+    "bits_per_byte": ("bits_per_byte", "Bits per byte"),
 }
 TRAINING_ARGUMENTS = (
     "max_steps",
     "num_train_epochs",
+    "block_size",
+    "context_window",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "optim",
@@ -43,7 +47,14 @@ TRAINING_ARGUMENTS = (
     "fp16",
     "seed",
 )
-NUMBERS = "number translation (English number words to German ones, 0 to 999,999)"
+TASKS = {
+    "numbers": "number translation (English number words to German ones, 0 to 999,999)",
+    "stdlib": "the source files of Python's standard library",
+}
+EXAMPLES = {"numbers": "nine thousand and one", "stdlib": "def main("}
+# Of these arguments of a run the first that is given says what it was trained on.
+ORIGINS = ("train_files", "dataset_name", "task")
+MOST_FILES_NAMED = 4
 
 
 def render_card(
@@ -73,6 +84,7 @@ def render_card(
     """
     metrics, arguments = dict(metrics or {}), dict(arguments or {})
     results = result_table(metrics)
+    translates = model.config.is_encoder_decoder
     card_data = _metadata(family, model, auto_class, arguments, results, metrics)
     card = ModelCard.from_template(
         card_data,
@@ -82,7 +94,8 @@ def render_card(
         description=_read(f"{family.name}.md") if family else "",
         auto_class=auto_class,
         repository=repository,
-        example="nine thousand and one" if arguments.get("task") == "numbers" else "A man is riding a bicycle.",
+        example=EXAMPLES.get(_task(arguments), f"A man is riding{' a bicycle.' if translates else ''}"),
+        translates=translates,
         separate_target_tokenizer=separate_target_tokenizer,
         num_parameters=model.num_parameters(),
         num_trained_parameters=model.num_parameters(only_trainable=True),
@@ -134,8 +147,7 @@ def _metadata(
     metrics: Mapping[str, object],
 ) -> ModelCardData:
     hub_dataset = _hub_dataset(arguments)
-    dataset = hub_dataset or str(arguments.get("task") or "local")
-    languages = [str(arguments.get(name, "")) for name in ("source_lang", "target_lang")]
+    dataset = hub_dataset or _task(arguments) or "local"
     pipeline_tag = PIPELINE_TAGS[auto_class]
     tags = ["custom_code", "leanformers", model.config.model_type]
     eval_results = [
@@ -153,8 +165,7 @@ def _metadata(
         for name, value in row.items()
     ]
     return ModelCardData(
-        # ISO 639 has "und" for a language that is not known.
-        language=[language for language in languages if LANGUAGE.fullmatch(language)] or ["und"],
+        language=_languages(arguments),
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag=pipeline_tag,
@@ -179,19 +190,36 @@ def _training_arguments(arguments: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in given.items() if value not in (None, -1, "") and value is not False}
 
 
+def _origin(arguments: Mapping[str, object]) -> str:
+    return next((name for name in ORIGINS if arguments.get(name)), "")
+
+
+def _task(arguments: Mapping[str, object]) -> str:
+    return str(arguments["task"]) if _origin(arguments) == "task" else ""
+
+
 def _hub_dataset(arguments: Mapping[str, object]) -> str | None:
-    name = str(arguments.get("dataset_name") or "")
+    name = str(arguments["dataset_name"]) if _origin(arguments) == "dataset_name" else ""
     return name if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) and not os.path.exists(name) else None
 
 
-def _data_name(arguments: Mapping[str, object]) -> str | None:
-    """What it was trained on, without the paths of a machine."""
-    if arguments.get("task") == "numbers":
-        return NUMBERS
-    if arguments.get("dataset_name"):
+def _data_name(arguments: Mapping[str, object]) -> str:
+    """What it was trained on, without the paths of a machine; empty if that is not known."""
+    if task := _task(arguments):
+        return TASKS.get(task, task)
+    if _origin(arguments) == "dataset_name":
         return _hub_dataset(arguments) or PurePath(str(arguments["dataset_name"])).name
     train_files = arguments.get("train_files")
-    return " and ".join(PurePath(str(file)).name for file in train_files) if isinstance(train_files, list) else None
+    names = [PurePath(str(file)).name for file in train_files] if isinstance(train_files, list) else []
+    return " and ".join(names) if len(names) <= MOST_FILES_NAMED else f"{len(names):,} files"
+
+
+def _languages(arguments: Mapping[str, object]) -> list[str]:
+    """Codes of ISO 639, which has "und" for a language that is not known; the Hub adds "code"."""
+    if _task(arguments) == "stdlib":
+        return ["code"]
+    languages = [str(arguments.get(name, "")) for name in ("source_lang", "target_lang")]
+    return [language for language in languages if LANGUAGE.fullmatch(language)] or ["und"]
 
 
 def _read(name: str) -> str:

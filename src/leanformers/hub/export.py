@@ -78,7 +78,7 @@ def export(
 
     Args:
         model (`PreTrainedModel` or path): The model, or a folder with one of leanformers' models.
-        tokenizer (`PreTrainedTokenizerBase`): The tokenizer, of the source language if there are two.
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer, of the source language if there are two of a translator.
         directory (`str` or `os.PathLike`): The folder to write: a new or an empty one.
         target_tokenizer (`PreTrainedTokenizerBase`, *optional*): Tokenizer of the target language, if another one.
         metrics (`Mapping`, *optional*): Results for the card, named as in a run's `all_results.json`.
@@ -133,7 +133,7 @@ def export_run(
     overwrite: bool = False,
     check: bool = True,
 ) -> Path:
-    """Export what `scripts/train_seq2seq.py` left in its output folder, with its results and curves in the card."""
+    """Export what a training script left in its output folder, with its results and curves in the card."""
     run = Path(run)
     if not (run / "config.json").is_file():
         raise FileNotFoundError(f"{run} holds no trained model (no config.json).")
