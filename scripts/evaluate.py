@@ -1,7 +1,11 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
-"""Measure a trained translator: python scripts/evaluate.py --model_name_or_path outputs/anthe_numbers --task numbers
+"""Measure a trained model on every test set, and write the results as JSON.
 
-Writes BLEU, chrF, exact match and perplexity per real target token of every test set as JSON.
+    python scripts/evaluate.py --model_name_or_path outputs/anthe_numbers --task numbers
+
+A translator's are BLEU, chrF, exact match and perplexity per real target token; a language model's are perplexity per
+token and per word and bits per byte, by windows of `--block_size` tokens, `--context_window` of which it has seen. Its
+configuration says which of the two a model is; `--help` beside its name shows the arguments for it.
 """
 
 import json
@@ -16,29 +20,44 @@ from transformers.utils import logging
 from leanformers.arguments import (
     EvaluationArguments,
     GenerationArguments,
+    LanguageModelingDataArguments,
     LeanArgumentParser,
     ModelArguments,
     TranslationDataArguments,
     plain_errors,
 )
+from leanformers.evaluation.language_modeling import evaluate_text_splits
 from leanformers.evaluation.lines import reserve
-from leanformers.evaluation.loading import fastest_device
-from leanformers.evaluation.translation import evaluate_splits, load_translator
+from leanformers.evaluation.loading import ScoringArguments, fastest_device, load_generator, names_language_model
+from leanformers.evaluation.translation import evaluate_splits
 
 
 def main() -> None:
     logging.disable_progress_bar()  # of loading and saving: the bars of the work itself stay
-    parser = LeanArgumentParser([ModelArguments, TranslationDataArguments, GenerationArguments, EvaluationArguments])
-    model_arguments, data_arguments, generation, arguments = parser.parse()
+    with plain_errors():
+        scores_text = names_language_model(sys.argv[1:])
+    groups = (
+        [LanguageModelingDataArguments, ScoringArguments]
+        if scores_text
+        else [TranslationDataArguments, GenerationArguments]
+    )
+    model_arguments, data_arguments, running, arguments = LeanArgumentParser(
+        [ModelArguments, *groups, EvaluationArguments]
+    ).parse()
     with plain_errors():
         reserve(arguments.output_file)
-        model, tokenizers = load_translator(
+        model, tokenizers = load_generator(
             model_arguments.model_name_or_path,
             trust_remote_code=model_arguments.trust_remote_code,
             attn_implementation=model_arguments.attn_implementation,
         )
-        model.to(generation.device or fastest_device())
-        results = evaluate_splits(model, tokenizers, data_arguments, generation, arguments.splits)
+        model.to(running.device or fastest_device())
+        if scores_text:
+            results = evaluate_text_splits(
+                model, tokenizers.target, data_arguments, batch_size=running.batch_size, names=arguments.splits
+            )
+        else:
+            results = evaluate_splits(model, tokenizers, data_arguments, running, arguments.splits)
         text = json.dumps(results, indent=2, ensure_ascii=False)
         if arguments.output_file:
             Path(arguments.output_file).write_text(text + "\n", encoding="utf-8")

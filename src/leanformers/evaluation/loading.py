@@ -1,17 +1,29 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
 """A saved model that generates text, with the head that its configuration asks for, and its tokenizers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 import torch
 import transformers
+import yaml
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from leanformers.arguments import LeanArgumentParser, ModelArguments
 from leanformers.data.tokenizers import TranslationTokenizers
 from leanformers.registry import language_model_class
+
+
+@dataclass
+class ScoringArguments:
+    """How the text that a language model is measured on goes through it."""
+
+    batch_size: int = field(default=8, metadata={"help": "Windows scored at once."})
+    device: str | None = field(default=None, metadata={"help": "cuda, cpu, ...; the fastest there is if not given."})
 
 
 @contextmanager
@@ -37,6 +49,24 @@ def load_config(name_or_path: str | None, *, trust_remote_code: bool = False) ->
         raise ValueError("Name the model with --model_name_or_path: the folder of a run or a repository of the Hub.")
     with loading(name_or_path):
         return AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+
+
+def names_language_model(argv: Sequence[str]) -> bool:
+    """Whether a command line, its YAML files included, names a language model: that decides on the other arguments."""
+    files = list(takewhile(lambda argument: argument.endswith((".yaml", ".yml")), argv))
+    settings: dict[str, str | bool] = {}
+    for file in files:
+        settings |= yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    wanted = settings.keys() & {"model_name_or_path", "trust_remote_code"}
+    arguments, _ = LeanArgumentParser([ModelArguments], add_help=False).parse_args_into_dataclasses(
+        [*(f"--{name}={settings[name]}" for name in wanted), *argv[len(files) :]],
+        return_remaining_strings=True,
+        look_for_args_file=False,
+    )
+    if not arguments.model_name_or_path:
+        return False
+    config = load_config(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
+    return not config.is_encoder_decoder
 
 
 def load_generator(
