@@ -10,6 +10,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from leanformers.data.language_modeling import start_token
+
 # For models that do not say how long they write: transformers' own 20 tokens are hardly a sentence.
 DEFAULT_NEW_TOKENS = 128
 
@@ -59,7 +61,7 @@ def continue_prompts(
         progress: Whether to show a progress bar on standard error.
         settings: For `generate()`: `num_beams`, `do_sample`, `temperature`, ...
     """
-    rows = {index: prompt_ids(model, tokenizer, prompt) for index, prompt in enumerate(prompts)}
+    rows = {index: prompt_ids(tokenizer, prompt) for index, prompt in enumerate(prompts)}
     new_tokens = max_new_tokens or model.generation_config.max_new_tokens or DEFAULT_NEW_TOKENS
     continuations = [""] * len(prompts)
     training = model.training
@@ -75,12 +77,10 @@ def continue_prompts(
     return continuations
 
 
-def prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The prompt's tokens, without the end token that a tokenizer may append, and at least a start token."""
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The prompt's tokens, without the end token that a tokenizer may append, and at least what begins a text."""
     ids = tokenizer(prompt).input_ids
-    ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
-    starts = (tokenizer.bos_token_id, model.config.bos_token_id, tokenizer.eos_token_id)
-    return ids or [next(token for token in starts if token is not None)]
+    return (ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids) or [start_token(tokenizer)]
 
 
 def left_padded(rows: Sequence[list[int]], model: PreTrainedModel) -> dict[str, Tensor]:
