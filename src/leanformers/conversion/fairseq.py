@@ -16,7 +16,6 @@ What is unusual here:
 import heapq
 import pickle
 import re
-import zipfile
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -40,16 +39,14 @@ def read_fairseq(source: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
     try:
         with torch.serialization.safe_globals([Namespace]):
             checkpoint = torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # of a damaged pickle, any
         foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if foreign is None:
-            raise ValueError(f"{source} is no checkpoint, or damaged or cut short ({error})") from error
-        raise ValueError(
-            f"{source} names {foreign[1]}, which could run code on loading, so it was not loaded; a checkpoint may "
-            "hold tensors, containers, numbers, text and argparse.Namespace"
-        ) from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{source} is damaged or cut short ({error}); copy it again") from error
+        if isinstance(error, pickle.UnpicklingError) and foreign:
+            raise ValueError(
+                f"{source} names {foreign[1]}, which could run code on loading, so it was not loaded; a checkpoint "
+                "may hold tensors, containers, numbers, text and argparse.Namespace"
+            ) from error
+        raise ValueError(f"{source} is no checkpoint, or damaged or cut short; copy it again") from error
     options = _options(checkpoint) if isinstance(checkpoint, dict) else {}
     if not options or not isinstance(checkpoint.get("model"), dict):
         found = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
