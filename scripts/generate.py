@@ -44,10 +44,10 @@ def main() -> None:
         )
         set_seed(sampling.seed)
         settings = {
-            "num_beams": generation.num_beams,
             "batch_size": generation.batch_size,
             "max_new_tokens": generation.max_new_tokens,
             "progress": True,
+            **generation.search_settings(),
             **sampling.settings(),
         }
         model.to(generation.device or fastest_device())

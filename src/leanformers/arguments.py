@@ -179,6 +179,9 @@ class TranslationTrainingArguments(RunTrainingArguments, Seq2SeqTrainingArgument
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = field(
         default="group_by_length", metadata={"help": "`group_by_length` fills batches with sentences of like length."}
     )
+    generation_length_penalty: float | None = field(
+        default=None, metadata={"help": "Power of the length that evaluation divides the scores of beams by."}
+    )
 
 
 @dataclass
@@ -186,11 +189,24 @@ class GenerationArguments:
     """How a trained model translates."""
 
     num_beams: int = field(default=1, metadata={"help": "Beams of the search; 1 is greedy."})
+    length_penalty: float | None = field(
+        default=None,
+        metadata={"help": "Scores of beams are divided by that power of their length; the model's own if not given."},
+    )
     batch_size: int = field(default=32, metadata={"help": "Sentences translated at once."})
     max_new_tokens: int | None = field(
         default=None, metadata={"help": "Longest translation in tokens; what the model was trained for if not given."}
     )
     device: str | None = field(default=None, metadata={"help": "cuda, cpu, ...; the fastest there is if not given."})
+
+    def __post_init__(self):
+        if self.length_penalty is not None and self.num_beams == 1:
+            raise ValueError("length_penalty says how beams are compared: give --num_beams, too.")
+
+    def search_settings(self) -> dict[str, Any]:
+        """What `generate()` is given of how to search."""
+        penalty = {} if self.length_penalty is None else {"length_penalty": self.length_penalty}
+        return {"num_beams": self.num_beams, **penalty}
 
 
 @dataclass

@@ -93,29 +93,20 @@ def evaluate_translation(
     tokenizers: TranslationTokenizers,
     dataset: Dataset,
     *,
-    num_beams: int = 1,
     batch_size: int = 32,
-    max_new_tokens: int | None = None,
-    progress: bool = False,
+    **settings: Any,
 ) -> dict[str, float | int | str]:
     """Scores of the translations, and loss and perplexity per real target token, of a tokenized dataset.
 
     Args:
         dataset: With columns source, target, input_ids and labels, as `tokenize_translation` makes it.
+        settings: For `translate`: `num_beams`, `max_new_tokens`, ...
     """
     ordered = dataset.select(np.argsort(dataset["length"]))
     collate = TranslationCollator(tokenizers.source, model=model)
     batches = (collate(batch) for batch in _batches(ordered, batch_size))
     results = seq2seq_perplexity(model, batches)
-    predictions = translate(
-        model,
-        tokenizers,
-        dataset["source"],
-        num_beams=num_beams,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        progress=progress,
-    )
+    predictions = translate(model, tokenizers, dataset["source"], batch_size=batch_size, **settings)
     return results | score_translations(predictions, dataset["target"]) | {"num_sentences": len(dataset)}
 
 
@@ -137,10 +128,10 @@ def evaluate_splits(
             model,
             tokenizers,
             tokenize_translation(splits[name], tokenizers, data_arguments, name),
-            num_beams=generation.num_beams,
             batch_size=generation.batch_size,
             max_new_tokens=generation.max_new_tokens,
             progress=True,
+            **generation.search_settings(),
         )
         for name in names
     }

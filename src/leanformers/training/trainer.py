@@ -79,6 +79,11 @@ class TranslationTrainer(RunTrainer, Seq2SeqTrainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return LengthBucketSampler(dataset["length"], batch_size, seed)
 
+    def evaluate(self, *args, **gen_kwargs) -> dict[str, float]:
+        if self.args.generation_length_penalty is not None:
+            gen_kwargs = {"length_penalty": self.args.generation_length_penalty, **gen_kwargs}
+        return super().evaluate(*args, **gen_kwargs)
+
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler:
         # In order, so that translations meet their references.
         return SequentialSampler(eval_dataset)
