@@ -3,4 +3,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("models.suite")
+pytest.register_assert_rewrite("models.suite", "models.seq2seq_suite", "models.causal_lm_suite")

@@ -7,7 +7,8 @@ import itertools
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
-from models.suite import FIRST_WORD, Seq2SeqSuite, perturb
+from models.seq2seq_suite import Seq2SeqSuite
+from models.suite import FIRST_WORD, perturb
 from torch import nn
 from transformers import BartConfig, DynamicCache, EncoderDecoderCache, StaticCache, set_seed
 
@@ -299,27 +300,6 @@ def test_static_cache_of_a_loop_of_ones_own():
             ]
             assert_close("logits", torch.cat(chunks, dim=1), whole)
             cache.reset()
-
-
-@pytest.mark.slow
-def test_generate_compile_model_forward_fullgraph():
-    """Steps of a static cache compile once, whatever the padding."""
-    model = small_model(**CHAINS)
-    source = torch.randint(FIRST_WORD, 60, (2, 6))
-    target, mask = torch.tensor([[2, 5, 6], [0, 2, 7]]), torch.tensor([[1, 1, 1], [0, 1, 1]])
-    options = {"decoder_input_ids": target, "decoder_attention_mask": mask, "max_new_tokens": 8, "do_sample": False}
-    expected = model.generate(source, **options)
-    torch.compiler.reset()
-    compilations = []
-
-    def backend(graph, example_inputs):
-        compilations.append(graph)
-        return graph
-
-    model.forward = torch.compile(model.forward, backend=backend, fullgraph=True)
-    static = model.generate(source, **options, cache_implementation="static")
-    assert torch.equal(static, expected)
-    assert 0 < len(compilations) <= 3
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
