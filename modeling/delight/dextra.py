@@ -124,22 +124,6 @@ def naive_group_linear(
     return feature_shuffle(outputs) if shuffle else outputs
 
 
-class PermutedCopy(torch.autograd.Function):
-    """
-    `permute(dims).contiguous()` whose gradient is contiguous as well. Autograd's own would be a view with strides that
-    no matrix product takes, so that both products of `group_linear`'s backward pass would copy it first.
-    """
-
-    @staticmethod
-    def forward(ctx, inputs: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
-        ctx.inverse = tuple(dims.index(axis) for axis in range(len(dims)))
-        return inputs.permute(dims).contiguous()
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return PermutedCopy.apply(gradient, ctx.inverse), None
-
-
 def group_linear(
     hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shuffle: bool = True
 ) -> torch.Tensor:
@@ -147,8 +131,8 @@ def group_linear(
     num_groups, group_in, group_out = weight.shape
     chunks = hidden_states.reshape(-1, num_groups, group_in).transpose(0, 1)
     outputs = torch.baddbmm(bias[:, None], chunks, weight)  # [num_groups, tokens, group_out]
-    outputs = PermutedCopy.apply(outputs, (1, 2, 0) if shuffle else (1, 0, 2))
-    return outputs.view(*hidden_states.shape[:-1], num_groups, group_out)
+    outputs = outputs.permute(1, 2, 0) if shuffle else outputs.transpose(0, 1)
+    return outputs.reshape(*hidden_states.shape[:-1], num_groups, group_out)
 
 
 def mix(projected: torch.Tensor, chunks: torch.Tensor) -> torch.Tensor:
