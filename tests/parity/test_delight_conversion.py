@@ -139,6 +139,15 @@ def test_tied_table_is_one(delight_weights):
     assert torch.equal(again.get_input_embeddings().weight, table)
 
 
+def test_output_tied_to_the_targets_table_alone(delight_weights):
+    options = OPTIONS | {"share_decoder_input_output_embed": True}
+    weights = delight_weights(options, 40, 50)
+    model = convert_state_dict("delight", weights, {"args": options})
+    assert model.get_output_embeddings().weight is model.model.decoder.embeddings.embed_tokens.weight
+    source_table = model.get_input_embeddings().weight
+    assert torch.equal(source_table, weights["encoder.embed_tokens.map_layer.weight"]) and len(source_table) == 50
+
+
 @pytest.mark.parametrize(
     ("options", "sizes", "name"),
     [

@@ -1,8 +1,6 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
 """The original's integers: parameters of its models and of their pieces, and the widths of its DExTra units."""
 
-from functools import cache
-
 import pytest
 import torch
 
@@ -39,7 +37,6 @@ PIECES = {
 def build(root):
     """A function from the name of a preset, and changes to it, to the model on the meta device."""
 
-    @cache
     def create(preset: str, **changes) -> DeLighTForConditionalGeneration | DeLighTForCausalLM:
         path = root / "configs" / "model" / "delight" / f"{preset}.json"
         config = DeLighTConfig.from_json_file(str(path))
