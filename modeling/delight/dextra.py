@@ -137,7 +137,8 @@ def group_linear(
 
 def mix(projected: torch.Tensor, chunks: torch.Tensor) -> torch.Tensor:
     """`[..., x]` and `[..., num_groups, n]` -> `[..., x + num_groups * n]`: a chunk of `x0` before each chunk."""
-    return torch.cat([projected.unflatten(-1, (chunks.shape[-2], -1)), chunks], dim=-1).flatten(-2)
+    tokens, num_groups = projected.shape[:-1], chunks.shape[-2]
+    return torch.cat([projected.view(*tokens, num_groups, -1), chunks], dim=-1).view(*tokens, -1)
 
 
 class GroupLinear(nn.Module):
