@@ -23,25 +23,22 @@ from huggingface_hub.errors import StrictDataclassError
 from ..modeling.delight import DeLighTConfig, DeLighTForCausalLM, DeLighTForConditionalGeneration
 from .weights import load_weights
 
+STACK_DEFAULTS = {
+    "scaling": "block",
+    "layers": 8,
+    "min_depth": 4,
+    "max_depth": 8,
+    "width_mult": 2.0,
+    "ffn_red": 4,
+    "max_groups": None,
+}
 DEFAULTS: dict[str, Any] = {
     "delight_emb_map_dim": 128,
     "delight_emb_out_dim": 128,
     "delight_emb_width_mult": 2.0,
     "delight_emb_depth": 4,
     "delight_emb_max_groups": None,
-    **{
-        f"delight_{stack}_{option}": default
-        for stack in ("enc", "dec")
-        for option, default in {
-            "scaling": "block",
-            "layers": 8,
-            "min_depth": 4,
-            "max_depth": 8,
-            "width_mult": 2.0,
-            "ffn_red": 4,
-            "max_groups": None,
-        }.items()
-    },
+    **{f"delight_{stack}_{option}": default for stack in ("enc", "dec") for option, default in STACK_DEFAULTS.items()},
     "encoder_normalize_before": False,
     "decoder_normalize_before": False,
     "no_decoder_final_norm": False,
@@ -125,11 +122,10 @@ def convert(
     options = options_of(hparams, has_encoder)
     other_names = tied_names(options, has_encoder)
     tensors = without_duplicates(tensors, other_names)
+    stated = next((hparams[name] for name in TARGET_VOCABULARY if name in hparams), None)
     config = config_from_options(
         options,
-        vocabulary_size(
-            tensors, "decoder", next((hparams[name] for name in TARGET_VOCABULARY if name in hparams), None)
-        ),
+        vocabulary_size(tensors, "decoder", stated),
         vocabulary_size(tensors, "encoder", hparams.get("src_vocab"), other_names) if has_encoder else None,
         pad_token_id=hparams.get("pad_idx", 1),
     )
@@ -159,7 +155,7 @@ def options_of(hparams: Mapping[str, Any], has_encoder: bool) -> dict[str, Any]:
     given = vars(given) if isinstance(given, Namespace) else given
     if not any(name.startswith("delight_") for name in given):
         raise ValueError("the hyper-parameters have none of the original's options (`args`), like delight_emb_out_dim")
-    options = DEFAULTS | dict.fromkeys(DROPOUTS.values(), 0.1) | {"activation_dropout": 0.0}
+    options = dict.fromkeys(DROPOUTS.values(), 0.1) | DEFAULTS
     options |= {} if has_encoder else LANGUAGE_MODEL_DEFAULTS
     options |= {name: value for name, value in given.items() if value is not None}
     options.setdefault("glt_shuffle", not options["no_glt_shuffle"])
@@ -169,10 +165,10 @@ def options_of(hparams: Mapping[str, Any], has_encoder: bool) -> dict[str, Any]:
 
 def refuse_unsupported(options: Mapping[str, Any], has_encoder: bool) -> None:
     adaptive_input, adaptive_softmax = options["adaptive_input"], options["adaptive_softmax_cutoff"] is not None
+    norm, activation = options["norm_type"], options["act_type"]
     refused = {
-        f"norm_type {options['norm_type']!r} (only 'ln' is)": options["norm_type"] != "ln",
-        f"act_type {options['act_type']!r} (only {', '.join(ACTIVATIONS)} are)": options["act_type"]
-        not in ACTIVATIONS,
+        f"norm_type {norm!r} (only 'ln' is)": norm != "ln",
+        f"act_type {activation!r} (only {', '.join(ACTIVATIONS)} are)": activation not in ACTIVATIONS,
         "no_cross_attention": has_encoder and options["no_cross_attention"],
         "an adaptive input or softmax in a translation model": has_encoder and (adaptive_input or adaptive_softmax),
         "adaptive_input without adaptive_softmax_cutoff": adaptive_input and not adaptive_softmax,
