@@ -25,6 +25,8 @@ DOCUMENTS = [
     if path.name != "template.md"  # has gaps, filled in when a card is written, and tested then
 ]
 FLAG = re.compile(r"--[A-Za-z][\w-]*")
+# evaluate.py takes the arguments that its model calls for: without one those of translators.
+MORE_HELP = {"scripts/evaluate.py": ["--model_name_or_path", "configs/model/delight/lm_tiny.json"]}
 
 
 def name(path):
@@ -80,7 +82,8 @@ def check_program(words):
     given = {flag.group() for flag in map(FLAG.fullmatch, words) if flag}
     if words[0] == "python" and given:
         program = words[1:3] if words[1] == "-m" else words[1:2]
-        assert given <= flags_of(*program), f"{' '.join(program)} has no {given - flags_of(*program)}"
+        known = [flags_of(*program), flags_of(*program, *MORE_HELP.get(program[0], []))]
+        assert any(given <= flags for flags in known), f"{' '.join(program)} has no {given - known[0]}"
 
 
 @pytest.mark.parametrize("command", [command for path in DOCUMENTS for command in commands(path)])
