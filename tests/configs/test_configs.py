@@ -15,8 +15,10 @@ from transformers import AutoConfig
 
 from leanformers import FAMILIES, get_family
 from leanformers.arguments import (
+    LanguageModelingDataArguments,
     LeanArgumentParser,
     ModelArguments,
+    RunTrainingArguments,
     TranslationDataArguments,
     TranslationTrainingArguments,
 )
@@ -26,7 +28,10 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PRESETS = sorted(CONFIGS.glob("model/*/*.json"))
 RECIPES = sorted(CONFIGS.glob("train/*.yaml"))
 LAUNCHES = sorted(CONFIGS.glob("accelerate/*.yaml"))
-ARGUMENTS_OF = {"scripts/train_seq2seq.py": [ModelArguments, TranslationDataArguments, TranslationTrainingArguments]}
+ARGUMENTS_OF = {
+    "scripts/train_seq2seq.py": [ModelArguments, TranslationDataArguments, TranslationTrainingArguments],
+    "scripts/train_clm.py": [ModelArguments, LanguageModelingDataArguments, RunTrainingArguments],
+}
 
 
 def name(path):
