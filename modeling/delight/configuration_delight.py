@@ -208,15 +208,15 @@ class DeLighTConfig(PreTrainedConfig):
     def _validate_sizes(self):
         sizes = ("vocab_size", "source_vocab_size", "hidden_size", "embedding_size", "num_encoder_layers")
         more = ("num_decoder_layers", "ffn_reduction", "encoder_ffn_reduction", "max_position_embeddings")
-        for name in (*sizes, *more, "encoder_max_position_embeddings", "max_groups", "encoder_max_groups"):
+        more += ("encoder_max_position_embeddings", "max_groups", "encoder_max_groups", "embedding_max_groups")
+        for name in (*sizes, *more):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.hidden_size % 4:
             raise ValueError(f"`hidden_size` must be a multiple of 4, got {self.hidden_size}.")
-        for is_encoder in (False, True):
-            reduction = self.of_stack("ffn_reduction", is_encoder)
-            if self.hidden_size % reduction:
-                raise ValueError(f"`ffn_reduction` ({reduction}) must divide `hidden_size` ({self.hidden_size}).")
+        for name in ("ffn_reduction", "encoder_ffn_reduction"):
+            if self.hidden_size % (getattr(self, name) or 1):
+                raise ValueError(f"`{name}` ({getattr(self, name)}) must divide `hidden_size` ({self.hidden_size}).")
         for name in (name for name in vars(self) if name.endswith("dropout")):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
@@ -225,8 +225,10 @@ class DeLighTConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
 
     def _validate_groups(self):
-        widths = {"max_groups": self.hidden_size, "encoder_max_groups": self.hidden_size}
-        for name, width in {**widths, "embedding_max_groups": self.embedding_size}.items():
+        widths = {"max_groups": self.hidden_size, "embedding_max_groups": self.embedding_size}
+        if self.encoder_max_groups is not None:
+            widths["encoder_max_groups"] = self.hidden_size
+        for name, width in widths.items():
             if getattr(self, name) is None and self.hidden_size % 32:
                 raise ValueError(
                     f"`{name}` must be set where `hidden_size` ({self.hidden_size}) is not a multiple of 32."

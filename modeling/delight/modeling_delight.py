@@ -159,6 +159,7 @@ class DeLighTEmbeddings(nn.Module):
         self._kept_table: torch.Tensor | None = None
         self._kept_versions: list[tuple] = []
         self._num_embedded = 0
+        self._built_of = [type(module) for module in self.modules()]
 
     def forward(
         self,
@@ -206,12 +207,16 @@ class DeLighTEmbeddings(nn.Module):
         return self.embed_positions(position_ids + self.offset)
 
     def _may_keep(self) -> bool:
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        is_autocast = torch.is_autocast_enabled(self.dextra.out_norm.weight.device.type)
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or is_autocast:
             return False
-        return not torch.is_autocast_enabled(self.dextra.in_proj.weight.device.type)
+        # Adapters stand in place of our modules, and are switched on and off without a change of any weight.
+        return [type(module) for module in self.modules()] == self._built_of
 
     def _looked_up(self, input_ids: torch.LongTensor) -> torch.Tensor:
-        versions = [(p.data_ptr(), None if p.is_inference() else p._version) for p in self._sources()]
+        sources = (*self.embed_tokens.parameters(), *self.dextra.parameters())
+        # Frozen or not, as merging adapters writes through `.data`, but wrapping a model in them has frozen it.
+        versions = [(p.data_ptr(), None if p.is_inference() else p._version, p.requires_grad) for p in sources]
         if versions != self._kept_versions:
             self._kept_table, self._kept_versions, self._num_embedded = None, versions, 0
         if self._kept_table is None:
@@ -221,10 +226,6 @@ class DeLighTEmbeddings(nn.Module):
             ids = torch.arange(self.embed_tokens.num_embeddings, device=input_ids.device)
             self._kept_table = torch.cat([self._widen(self.embed_tokens(some)) for some in ids.split(ROWS_AT_ONCE)])
         return nn.functional.embedding(input_ids, self._kept_table)
-
-    def _sources(self):
-        yield from self.embed_tokens.parameters()
-        yield from self.dextra.parameters()
 
     def train(self, mode: bool = True):
         # Writes through `.data` leave the versions alone.
@@ -557,10 +558,6 @@ class DeLighTDecoder(DeLighTPreTrainedModel):
         """
         self._check_inputs(input_ids, inputs_embeds, encoder_hidden_states, past_key_values)
         inputs = input_ids if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-            if self.config.is_encoder_decoder:
-                past_key_values = EncoderDecoderCache(past_key_values, DynamicCache(config=self.config))
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         self.embeddings.check_length(past_length + inputs.shape[1])
         masks = attention_mask
@@ -568,7 +565,10 @@ class DeLighTDecoder(DeLighTPreTrainedModel):
             # Only shape, dtype and device of the embeddings matter to the mask; they are not computed yet.
             like = self.embeddings.dextra.out_proj.bias.new_empty((*inputs.shape[:2], 0))
             masks = decoder_masks(self.config, like, attention_mask, past_key_values, position_ids)
-
+        if use_cache and past_key_values is None:  # after the masks: documents are told apart only without a cache
+            past_key_values = DynamicCache(config=self.config)
+            if self.config.is_encoder_decoder:
+                past_key_values = EncoderDecoderCache(past_key_values, DynamicCache(config=self.config))
         hidden_states = self.embeddings(input_ids, inputs_embeds, masks["position_ids"])
         encoder_mask = None
         if encoder_hidden_states is not None:
@@ -601,10 +601,11 @@ class DeLighTDecoder(DeLighTPreTrainedModel):
         if (encoder_hidden_states is None) == self.config.is_encoder_decoder:
             need = "needs" if self.config.is_encoder_decoder else "takes no"
             raise ValueError(f"A decoder with is_encoder_decoder={bool(prefix)} {need} `encoder_hidden_states`.")
-        if past_key_values is not None and prefix and not isinstance(past_key_values, EncoderDecoderCache):
+        kind, name = (EncoderDecoderCache, "an EncoderDecoderCache") if prefix else (Cache, "a Cache")
+        if past_key_values is not None and not isinstance(past_key_values, kind):
             raise ValueError(
-                f"`past_key_values` must be an EncoderDecoderCache, got {type(past_key_values).__name__}: "
-                "build it as EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))."
+                f"`past_key_values` must be {name}, got {type(past_key_values).__name__}: build it of "
+                "`DynamicCache(config=model.config)`, two for an encoder-decoder."
             )
 
 

@@ -4,6 +4,12 @@
 from peersuite import Family
 
 from leanformers.modeling.anthe import AntheConfig, AntheForSeq2SeqLM, AntheModel
+from leanformers.modeling.delight import (
+    DeLighTConfig,
+    DeLighTForCausalLM,
+    DeLighTForConditionalGeneration,
+    DeLighTModel,
+)
 
 ANTHE_HEADS = {"base": AntheModel, "seq2seq_lm": AntheForSeq2SeqLM}
 ANTHE_SIZES = {
@@ -14,6 +20,20 @@ ANTHE_SIZES = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
 }
+
+DELIGHT_SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "embedding_size": 16,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "min_depth": 2,
+    "max_depth": 3,
+    "max_groups": 4,
+    "embedding_max_groups": 4,
+}
+DELIGHT_LM = DELIGHT_SIZES | {"is_encoder_decoder": False, "normalize_before": True}
+DELIGHT_LM_HEADS = {"base": DeLighTModel, "causal_lm": DeLighTForCausalLM}
 
 
 def attention_shapes(self, batch_size, seq_length, config):
@@ -52,5 +72,24 @@ FAMILIES = [
         },
         heads=ANTHE_HEADS,
         test_attrs={"encoder_left_padding": True},
+    ),
+    Family(
+        name="DeLighT",
+        config_class=DeLighTConfig,
+        config_kwargs=DELIGHT_SIZES,
+        heads={"base": DeLighTModel, "seq2seq_lm": DeLighTForConditionalGeneration},
+        test_attrs={"encoder_left_padding": True},
+    ),
+    Family(
+        name="DeLighTLM",
+        config_class=DeLighTConfig,
+        config_kwargs=DELIGHT_LM,
+        heads=DELIGHT_LM_HEADS,
+    ),
+    Family(
+        name="DeLighTAdaptiveLM",
+        config_class=DeLighTConfig,
+        config_kwargs=DELIGHT_LM | {"adaptive_cutoffs": [20, 50]},
+        heads=DELIGHT_LM_HEADS,
     ),
 ]
