@@ -1,5 +1,5 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
-"""The arguments of small runs on number words, and one trained run that many tests read."""
+"""The arguments of small runs on number words and on small programs, and a trained run that many tests read."""
 
 import json
 import logging
@@ -21,6 +21,18 @@ MODEL = {
     "intermediate_size": 64,
     "tc_ffn_ratio": 0.5,
     "dropout": 0.2,
+}
+
+LANGUAGE_MODEL = {
+    "model_type": "delight",
+    "is_encoder_decoder": False,
+    "hidden_size": 64,
+    "embedding_size": 32,
+    "num_decoder_layers": 2,
+    "min_depth": 2,
+    "max_depth": 3,
+    "normalize_before": True,
+    "max_position_embeddings": 64,
 }
 
 
@@ -72,6 +84,46 @@ def trained(recipe, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
     train(*recipe(folder, "--max_steps=60", "--eval_strategy=steps", "--eval_steps=30", "--save_steps=30"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory) -> dict[str, str]:
+    """Files of small programs: one to train on, one to validate, one to test."""
+    folder = tmp_path_factory.mktemp("texts")
+    for name, first, last in (("train", 0, 120), ("validation", 200, 211), ("test", 300, 305)):
+        programs = [f"def add_{number}(x):\n    return x + {number % 7}\n\n" for number in range(first, last)]
+        (folder / f"{name}.py").write_text("\n".join(programs), encoding="utf-8")
+    return {name: str(folder / f"{name}.py") for name in ("train", "validation", "test")}
+
+
+@pytest.fixture(scope="session")
+def lm_recipe(texts, tmp_path_factory) -> Callable[..., list[str]]:
+    """Arguments of a small run of a language model: `lm_recipe(output_dir, "--max_steps=6")`."""
+    config = tmp_path_factory.mktemp("model") / "model.json"
+    config.write_text(json.dumps(LANGUAGE_MODEL))
+    settings = {
+        "config_name": config,
+        "train_files": texts["train"],
+        "validation_files": texts["validation"],
+        "test_files": texts["test"],
+        "tokenizer_vocab_size": 280,
+        "block_size": 32,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 4,
+        "max_steps": 6,
+        "learning_rate": 3e-3,
+        "warmup_steps": 2,
+        "logging_steps": 1,
+        "save_steps": 1000,
+        "use_cpu": "true",
+        "disable_tqdm": "true",
+    }
+
+    def arguments(output_dir: Path, *more: object) -> list[str]:
+        flags = [f"--{key}={value}" for key, value in settings.items()]
+        return [*flags, f"--output_dir={output_dir}", *map(str, more)]
+
+    return arguments
 
 
 @pytest.fixture

@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 
 from leanformers.arguments import (
+    LanguageModelingDataArguments,
     LeanArgumentParser,
     ModelArguments,
+    RunTrainingArguments,
     TranslationDataArguments,
     TranslationTrainingArguments,
 )
+from leanformers.training.causal_lm import train_language_model
 from leanformers.training.seq2seq import train_translation
 
+LANGUAGE_MODEL_GROUPS = (ModelArguments, LanguageModelingDataArguments, RunTrainingArguments)
 GROUPS = (ModelArguments, TranslationDataArguments, TranslationTrainingArguments)
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -28,6 +32,17 @@ def parse(*argv: object) -> tuple[ModelArguments, TranslationDataArguments, Tran
 def train(*argv: object) -> dict:
     """What scripts/train_seq2seq.py does, without starting a process."""
     return train_translation(*parse(*argv))
+
+
+def parse_language_model(
+    *argv: object,
+) -> tuple[ModelArguments, LanguageModelingDataArguments, RunTrainingArguments]:
+    return LeanArgumentParser(LANGUAGE_MODEL_GROUPS).parse([str(argument) for argument in argv])
+
+
+def train_lm(*argv: object) -> dict:
+    """What scripts/train_clm.py does, without starting a process."""
+    return train_language_model(*parse_language_model(*argv))
 
 
 def run_here(monkeypatch: pytest.MonkeyPatch, name: str, *argv: object) -> None:

@@ -176,6 +176,8 @@ class EvaluationWindows(torch.utils.data.Dataset):
         self.tokens = np.asarray(tokens)
         self.num_words, self.num_bytes = num_words, num_bytes
         ends = [*begins[1:], len(self.tokens)]
+        if any(end - begin < 2 for begin, end in zip(begins, ends, strict=True)):
+            raise ValueError("A text needs at least one token after the one it begins with: there is none to score.")
         spans = np.concatenate(
             [
                 begin + _window_spans(end - begin - 1, block_size, context_window)

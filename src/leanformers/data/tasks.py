@@ -8,6 +8,7 @@ word, and everything grows together, so that a model must read the whole source 
 
 import random
 import sysconfig
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -64,8 +65,7 @@ def standard_library() -> DatasetDict:
     for the test, and which they are is the same on every machine.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    paths = sorted(path.relative_to(root) for path in root.rglob("*.py"))
-    paths = [path for path in paths if not NO_LIBRARY & set(path.parts)]
+    paths = [path.relative_to(root) for path in _sources(root)]
     texts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     num_unreadable = 0
     for path in paths:
@@ -81,6 +81,14 @@ def standard_library() -> DatasetDict:
     if not all(texts.values()):
         raise ValueError(f"This Python keeps no sources of its standard library in {root}; give --train_files.")
     return DatasetDict({name: Dataset.from_dict({"text": rows}) for name, rows in texts.items()})
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.name not in NO_LIBRARY:
+            yield from _sources(path)
+        elif path.suffix == ".py":
+            yield path
 
 
 def _split_of(path: Path) -> str:
