@@ -12,7 +12,14 @@ BENCHMARKS = {
     "anthe_generation": "anthe:generation",
     "anthe_memory": "anthe:memory",
     "anthe_tensor_chain": "tensor_chain:contraction",
+    "delight_training": "delight:training",
+    "delight_generation": "delight:generation",
+    "delight_memory": "delight:memory",
+    "delight_dextra": "dextra:depths",
+    "delight_dextra_compiled": "dextra:compiled",
 }
+# What is measured of a family unless --preset says otherwise.
+PRESETS = {"anthe": ("anthe_base",), "delight": ("wmt14_en_de_640", "wmt14_en_de_512")}
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,11 @@ class Case:
     tokens: int | None = None
     models: dict[str, dict] = field(default_factory=dict)
     most_repeats: int | None = None
+
+
+def family_of(name: str) -> str:
+    """The family that a benchmark measures, which its name begins with."""
+    return name.partition("_")[0]
 
 
 def cases(name: str, settings: Settings) -> list[Case]:

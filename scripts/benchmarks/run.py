@@ -3,6 +3,7 @@
 
     python scripts/benchmarks/run.py --bench anthe_training anthe_generation --threads 2 --json out.json
     python scripts/benchmarks/run.py --bench anthe_training --base main   # the same on another commit, and the ratio
+    python scripts/benchmarks/run.py --bench delight_dextra --preset configs/model/delight/wmt14_en_de_640.json
 
 Each sample of a contender is followed by one of the other, so that a noisy machine hits both. Reported are medians
 with quartiles. A cost ratio is ours over the peer's, in time or memory: below 1 is better.
@@ -24,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from registry import BENCHMARKS, Case, Settings, cases
+from registry import BENCHMARKS, PRESETS, Case, Settings, cases, family_of
 
 import leanformers.modeling
 
@@ -37,7 +38,11 @@ FULL = {"batch_size": 16, "source_length": 32, "target_length": 32, "new_tokens"
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bench", nargs="+", choices=sorted(BENCHMARKS), default=sorted(BENCHMARKS))
-    parser.add_argument("--preset", type=Path, help="configuration JSON of our model (anthe_base; with --quick, tiny)")
+    parser.add_argument(
+        "--preset",
+        type=Path,
+        help="configuration JSON of our model (default: PRESETS in registry.py; with --quick, tiny)",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int, help="CPU threads (default: as torch chooses)")
@@ -53,9 +58,27 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             setattr(arguments, name, default)
         elif getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(arguments, name)}")
-    if arguments.preset is not None and not arguments.preset.is_file():
-        parser.error(f"--preset {arguments.preset} is not a file")
+    if arguments.preset is not None:
+        check_preset(parser, arguments)
     return arguments
+
+
+def check_preset(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if not arguments.preset.is_file():
+        parser.error(f"--preset {arguments.preset} is not a file")
+    model_type = json.loads(arguments.preset.read_text()).get("model_type")
+    others = [name for name in arguments.bench if family_of(name) != model_type]
+    if others:
+        parser.error(f"--preset {arguments.preset} is of {model_type}, which {', '.join(others)} do not measure")
+
+
+def presets(name: str, arguments: argparse.Namespace) -> list[Path]:
+    """Configurations that a benchmark runs on."""
+    if arguments.preset is not None:
+        return [arguments.preset.resolve()]
+    family = family_of(name)
+    names = ("tiny",) if arguments.quick else PRESETS[family]
+    return [ROOT / "configs" / "model" / family / f"{preset}.json" for preset in names]
 
 
 def measure(case: Case, warmup: int, repeats: int, device: str) -> dict:
@@ -140,12 +163,10 @@ def git(*command: str) -> str | None:
 def run(arguments: argparse.Namespace) -> dict:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    default = "tiny" if arguments.quick else "anthe_base"
-    preset = (arguments.preset or ROOT / "configs" / "model" / "anthe" / f"{default}.json").resolve()
     sizes = {name: getattr(arguments, name) for name in ("batch_size", "source_length", "target_length", "new_tokens")}
-    settings = Settings(str(preset), arguments.device, arguments.dtype, arguments.threads, **sizes)
     results = []
-    for name in arguments.bench:
+    for name, preset in [(bench, preset) for bench in arguments.bench for preset in presets(bench, arguments)]:
+        settings = Settings(str(preset), arguments.device, arguments.dtype, arguments.threads, **sizes)
         for case in cases(name, settings):
             result = measure(case, arguments.warmup, arguments.repeats, arguments.device)
             results.append({"bench": name, "preset": preset.stem, "dtype": arguments.dtype, **result})
@@ -197,12 +218,13 @@ def base_options(arguments: argparse.Namespace) -> list[str]:
 
 def compare(report: dict, base: dict) -> dict:
     """Cost of this commit over the base's for every contender; the peer's ratio shows how noisy the machine was."""
-    before = {(result["bench"], result["case"]): result["contenders"] for result in base["results"]}
+    key = ("bench", "preset", "case")
+    before = {tuple(result[name] for name in key): result["contenders"] for result in base["results"]}
     ratios = []
     for result in report["results"]:
-        contenders = before[result["bench"], result["case"]]
+        contenders = before[tuple(result[name] for name in key)]
         costs = {name: now["cost"] / contenders[name]["cost"] for name, now in result["contenders"].items()}
-        ratios.append({"bench": result["bench"], "case": result["case"], "cost_over_base": costs})
+        ratios.append({**{name: result[name] for name in key}, "cost_over_base": costs})
     return {"git": base["git"], "ratios": ratios, "results": base["results"]}
 
 
