@@ -124,21 +124,44 @@ def naive_group_linear(
     return feature_shuffle(outputs) if shuffle else outputs
 
 
+class PermutedSum(torch.autograd.Function):
+    """
+    `(inputs + bias).permute(dims)` of 3-D tensors, in one pass and contiguous, and so is its gradient: as a view it
+    would be copied by both products of `group_linear`'s backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, inputs: torch.Tensor, bias: torch.Tensor, dims: tuple[int, int, int]) -> torch.Tensor:
+        ctx.inverse = tuple(dims.index(axis) for axis in range(3))
+        permuted = inputs.permute(dims)
+        return torch.add(permuted, bias.to(inputs.dtype).permute(dims), out=inputs.new_empty(permuted.shape))
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        of_bias = gradient.sum(dim=0, keepdim=True).permute(ctx.inverse)  # tokens come first after `dims`
+        return gradient.permute(ctx.inverse).contiguous(), of_bias, None
+
+
 def group_linear(
     hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shuffle: bool = True
 ) -> torch.Tensor:
     """`naive_group_linear` as one batched product that reads the groups through strides; the shuffle is one copy."""
     num_groups, group_in, group_out = weight.shape
-    chunks = hidden_states.reshape(-1, num_groups, group_in).transpose(0, 1)
-    outputs = torch.baddbmm(bias[:, None], chunks, weight)  # [num_groups, tokens, group_out]
-    outputs = outputs.permute(1, 2, 0) if shuffle else outputs.transpose(0, 1)
+    chunks = hidden_states.reshape(hidden_states.shape[:-1].numel(), num_groups, group_in).transpose(0, 1)
+    dims = (1, 2, 0) if shuffle else (1, 0, 2)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        outputs = PermutedSum.apply(torch.bmm(chunks, weight), bias[:, None], dims)
+    else:  # without gradients that is slower for few tokens, and a compiler fuses the plain form
+        outputs = torch.baddbmm(bias[:, None], chunks, weight).permute(dims)  # from [num_groups, tokens, group_out]
     return outputs.reshape(*hidden_states.shape[:-1], num_groups, group_out)
 
 
 def mix(projected: torch.Tensor, chunks: torch.Tensor) -> torch.Tensor:
     """`[..., x]` and `[..., num_groups, n]` -> `[..., x + num_groups * n]`: a chunk of `x0` before each chunk."""
-    tokens, num_groups = projected.shape[:-1], chunks.shape[-2]
-    return torch.cat([projected.view(*tokens, num_groups, -1), chunks], dim=-1).view(*tokens, -1)
+    tokens, (num_groups, size) = projected.shape[:-1], chunks.shape[-2:]
+    x0_size = projected.shape[-1] // num_groups
+    mixed = torch.cat([projected.view(*tokens, num_groups, x0_size), chunks], dim=-1)
+    return mixed.view(*tokens, num_groups * (x0_size + size))
 
 
 class GroupLinear(nn.Module):
@@ -192,7 +215,8 @@ class GroupLinear(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         outputs = self.norm(group_linear(hidden_states, self.weight, self.bias, self.shuffle))
         # Cut for the next layer before the activation: its gradient then comes as one piece, and is not copied.
-        outputs = self.activation(outputs.view(*hidden_states.shape[:-1], self.out_chunks, -1))
+        size = self.out_features // self.out_chunks
+        outputs = self.activation(outputs.view(*hidden_states.shape[:-1], self.out_chunks, size))
         return self.dropout(outputs) if self.training else outputs
 
 
