@@ -102,12 +102,9 @@ def greedy_generation(model: PreTrainedModel, batch_size: int, settings: Setting
     return generate
 
 
-def settled(contender: Contender, settings: Settings) -> PreTrainedModel:
-    """A model ready to generate."""
-    model = build(contender, settings).eval()
+def settle(model: PreTrainedModel, contender: Contender) -> None:
     if contender.settle is not None:
-        contender.settle(model)
-    return model
+        contender.settle(model.eval())
 
 
 def training(contenders: Contenders, settings: Settings) -> list[Case]:
@@ -128,8 +125,10 @@ def training(contenders: Contenders, settings: Settings) -> list[Case]:
 
 def generation(contenders: Contenders, settings: Settings) -> list[Case]:
     """Generated tokens per second, the encoder's run included."""
-    models = {name: settled(contender, settings) for name, contender in contenders(settings).items()}
+    models = {name: build(contender, settings) for name, contender in contenders(settings).items()}
     descriptions = {name: describe(model, settings) for name, model in models.items()}
+    for name, contender in contenders(settings).items():
+        settle(models[name], contender)
     shapes = {"source_length": settings.source_length, "new_tokens": settings.new_tokens}
     return [
         Case(
@@ -181,10 +180,12 @@ def peak_memory(contender: Contender, phase: str, settings: Settings) -> float:
         torch.set_num_threads(settings.threads)
     gc.collect()
     before = resident("VmRSS")
+    model = build(contender, settings)
     if phase == "training":
-        call = training_step(build(contender, settings), settings)
+        call = training_step(model, settings)
     else:
-        call = greedy_generation(settled(contender, settings), max(GENERATION_BATCHES), settings)
+        settle(model, contender)
+        call = greedy_generation(model, max(GENERATION_BATCHES), settings)
     for _ in range(2):  # the second training step finds the optimiser's state in memory
         call()
     if settings.device.startswith("cuda"):
