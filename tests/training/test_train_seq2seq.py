@@ -163,3 +163,11 @@ def test_configuration_takes_what_the_tokenizers_say(root, trained):
     assert (config.vocab_size, config.source_vocab_size, config.dropout) == (300, 300, 0.0)
     assert (config.pad_token_id, config.decoder_start_token_id, config.eos_token_id) == (0, 2, 3)
     assert prepare_config(model, TranslationTokenizers(tokenizers.source, tokenizers.source)).source_vocab_size is None
+
+
+def test_two_tokenizers_cannot_share_a_table(root, trained):
+    tokenizers = TranslationTokenizers.from_pretrained(trained)
+    model, _, _ = parse("--config_name", root / "configs/model/delight/wmt14_en_de_128.json")
+    with pytest.raises(ValueError, match="one token table, but there are two tokenizers"):
+        prepare_config(model, tokenizers)
+    assert prepare_config(model, TranslationTokenizers(tokenizers.source, tokenizers.source)).share_embeddings

@@ -124,7 +124,13 @@ def prepare_config(model_arguments: ModelArguments, tokenizers: TranslationToken
     }
     if "source_vocab_size" in config_fields(config_class):
         settings["source_vocab_size"] = None if tokenizers.shared else tokenizers.source_vocab_size
-    return build_config(config_class, settings, model_arguments)
+    config = build_config(config_class, settings, model_arguments)
+    if getattr(config, "share_embeddings", False) and not tokenizers.shared:
+        raise ValueError(
+            "share_embeddings gives source and target one token table, but there are two tokenizers, whose ids mean "
+            "different things: train with --shared_tokenizer true, or set share_embeddings=false in config_overrides."
+        )
+    return config
 
 
 def check_vocabulary(config: PreTrainedConfig, tokenizers: TranslationTokenizers) -> None:
