@@ -2,7 +2,8 @@
 """One DExTra unit by depth: ours, the published design run directly, and one small product per group.
 
 The published design transposes the chunks of its input for the batched product, adds the bias afterwards, shuffles by
-transposing and copying, and goes through norm, activation and concatenation one after the other.
+transposing and copying, and goes through norm, activation (a sigmoid and a product) and concatenation one after
+the other.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ WIDTH_MULTIPLIER = 2.0
 TOKENS = (32, 1024)
 
 
+def direct_silu(hidden_states: torch.Tensor) -> torch.Tensor:
+    return hidden_states * torch.sigmoid(hidden_states)
+
+
 def direct_group_linear(hidden_states: torch.Tensor, layer: nn.Module) -> torch.Tensor:
     """`[tokens, in_features]` -> `[tokens, out_features]`."""
     num_tokens, num_groups = len(hidden_states), len(layer.weight)
     chunks = hidden_states.contiguous().view(num_tokens, num_groups, -1).transpose(0, 1)
     outputs = torch.bmm(chunks, layer.weight)
-    outputs = torch.add(outputs, layer.bias[:, None])
-    outputs = outputs.transpose(0, 1)
+    outputs = torch.add(outputs, layer.bias[:, None]).transpose(0, 1)
     if layer.shuffle:
-        outputs = outputs.permute(0, 2, 1).contiguous().view(num_tokens, num_groups, -1)
-    outputs = layer.activation(layer.norm(outputs))
-    return outputs.contiguous().view(num_tokens, -1)
+        outputs = outputs.transpose(1, 2).contiguous().view(num_tokens, num_groups, -1)
+    return direct_silu(layer.norm(outputs)).contiguous().view(num_tokens, -1)
 
 
 def direct_mix(projected: torch.Tensor, hidden_states: torch.Tensor, num_groups: int) -> torch.Tensor:
@@ -45,20 +48,19 @@ def direct_mix(projected: torch.Tensor, hidden_states: torch.Tensor, num_groups:
 
 def direct_dextra(hidden_states: torch.Tensor, unit: DExTra) -> torch.Tensor:
     """The unit as published, on its own parameters."""
-    projected = unit.activation(unit.in_norm(unit.in_proj(hidden_states)))
+    projected = direct_silu(unit.in_norm(unit.in_proj(hidden_states)))
     hidden_states, layers = projected, list(unit.layers)
     for layer, following in zip(layers, [*layers[1:], None], strict=True):
         outputs = direct_group_linear(hidden_states, layer)
         hidden_states = direct_mix(projected, outputs, 1 if following is None else following.num_groups)
-    return unit.activation(unit.out_norm(unit.out_proj(hidden_states)))
+    return direct_silu(unit.out_norm(unit.out_proj(hidden_states)))
 
 
 def build(depth: int, settings: Settings) -> DExTra:
     """The unit of a block of that depth."""
     config = AutoConfig.from_pretrained(settings.preset)
     size = config.hidden_size
-    groups = config.groups(config.max_groups)
-    unit = DExTra(size, size // 2, size // 2, WIDTH_MULTIPLIER, depth, groups, activation=config.hidden_act)
+    unit = DExTra(size, size // 2, size // 2, WIDTH_MULTIPLIER, depth, config.groups(config.max_groups))
     for layer in unit.layers:
         layer.reset_parameters()
     return unit.to(settings.device, getattr(torch, settings.dtype))
@@ -73,8 +75,16 @@ def forms(unit: DExTra) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
 
 
 def compiled_forms(unit: DExTra) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
-    torch.compiler.reset()
-    return {"compiled": torch.compile(unit, dynamic=False), **forms(unit)}
+    compiled = None
+
+    def call(hidden_states: torch.Tensor) -> torch.Tensor:
+        nonlocal compiled
+        if compiled is None:
+            torch.compiler.reset()  # so many units are more than one function may have variants
+            compiled = torch.compile(unit, dynamic=False)
+        return compiled(hidden_states)
+
+    return {"compiled": call, **forms(unit)}
 
 
 def forward(form: Callable, hidden_states: torch.Tensor) -> Callable[[], None]:
@@ -87,7 +97,7 @@ def forward(form: Callable, hidden_states: torch.Tensor) -> Callable[[], None]:
 
 def forward_and_backward(form: Callable, hidden_states: torch.Tensor) -> Callable[[], None]:
     hidden_states = hidden_states.clone().requires_grad_()
-    gradient = torch.randn_like(form(hidden_states))
+    gradient = torch.randn_like(hidden_states).chunk(2, dim=-1)[0]
 
     def call() -> None:
         form(hidden_states).backward(gradient)
