@@ -186,7 +186,9 @@ class DeLighTEmbeddings(nn.Module):
         return self._time_shared_dropout(hidden_states, self.position_dropout)
 
     def check_length(self, length: int) -> None:
-        if self.embed_positions is not None and length > self.num_positions:
+        # A static cache counts in a tensor, and a compiled graph cannot branch on one.
+        is_known = not (torch.is_tensor(length) and torch.compiler.is_compiling())
+        if self.embed_positions is not None and is_known and length > self.num_positions:
             raise ValueError(
                 f"{length} tokens are more than the {self.num_positions} positions that were learned "
                 "(`max_position_embeddings`): shorten the input."

@@ -32,8 +32,13 @@ DELIGHT_SIZES = {
     "max_groups": 4,
     "embedding_max_groups": 4,
 }
+DELIGHT_HEADS = {"base": DeLighTModel, "seq2seq_lm": DeLighTForConditionalGeneration}
 DELIGHT_LM = DELIGHT_SIZES | {"is_encoder_decoder": False, "normalize_before": True}
 DELIGHT_LM_HEADS = {"base": DeLighTModel, "causal_lm": DeLighTForCausalLM}
+DELIGHT_LM_SKIPS = {
+    "test_*_padding_matches_padding_free_with_position_ids": "in bfloat16 it allows 1/128, half a unit in the last "
+    "place of logits of size 3, which the original's initialisation gives; test_own_packed_sequences compares in "
+"float32 
 
 
 def attention_shapes(self, batch_size, seq_length, config):
@@ -77,19 +82,36 @@ FAMILIES = [
         name="DeLighT",
         config_class=DeLighTConfig,
         config_kwargs=DELIGHT_SIZES,
-        heads={"base": DeLighTModel, "seq2seq_lm": DeLighTForConditionalGeneration},
+        heads=DELIGHT_HEADS,
         test_attrs={"encoder_left_padding": True},
+        skip={
+            "test_load_save_without_tied_weights": "one table for encoder and decoder is a tied weight, and the "
+            "config says so; DeLighTPreNorm, which has two, passes it"
+        },
+    ),
+    Family(
+        name="DeLighTPreNorm",
+        config_class=DeLighTConfig,
+        config_kwargs=DELIGHT_SIZES | {"share_embeddings": False, "normalize_before": True, "max_depth": None},
+        heads=DELIGHT_HEADS,
+        test_attrs={"encoder_left_padding": True},
+        skip={
+            "test_inputs_embeds_matches_input_ids": "it embeds target ids with the source table; DeLighT, which has "
+            "one table, passes it"
+        },
     ),
     Family(
         name="DeLighTLM",
         config_class=DeLighTConfig,
         config_kwargs=DELIGHT_LM,
         heads=DELIGHT_LM_HEADS,
+        skip=DELIGHT_LM_SKIPS,
     ),
     Family(
         name="DeLighTAdaptiveLM",
         config_class=DeLighTConfig,
         config_kwargs=DELIGHT_LM | {"adaptive_cutoffs": [20, 50]},
         heads=DELIGHT_LM_HEADS,
+        skip=DELIGHT_LM_SKIPS,
     ),
 ]
