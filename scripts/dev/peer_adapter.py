@@ -38,7 +38,8 @@ DELIGHT_LM_HEADS = {"base": DeLighTModel, "causal_lm": DeLighTForCausalLM}
 DELIGHT_LM_SKIPS = {
     "test_*_padding_matches_padding_free_with_position_ids": "in bfloat16 it allows 1/128, half a unit in the last "
     "place of logits of size 3, which the original's initialisation gives; test_own_packed_sequences compares in "
-"float32 
+    "float32",
+}
 
 
 def attention_shapes(self, batch_size, seq_length, config):
