@@ -109,6 +109,25 @@ _ALL = (
         ),
         lora_targets=("qkv_proj", "q_proj", "kv_proj", "o_proj", "fc1", "fc2"),
     ),
+    Family(
+        name="fast_weight",
+        title="FastWeight",
+        paper="2102.11174",
+        model_type="fast_weight",
+        config="FastWeightConfig",
+        models={
+            "AutoModel": "FastWeightModel",
+            "AutoModelForCausalLM": "FastWeightForCausalLM",
+            "AutoModelForSequenceClassification": "FastWeightForSequenceClassification",
+        },
+        presets=(
+            *("tiny", "small", "small_sum", "small_softmax"),
+            *("wikitext103_small", "wikitext103_small_sum", "wikitext103_small_dpfp"),
+            *("wikitext103_medium", "wikitext103_medium_sum", "wikitext103_medium_dpfp"),
+            "wikitext103_medium_full_context",
+        ),
+        lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
+    ),
 )
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}

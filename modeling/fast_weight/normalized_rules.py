@@ -1,0 +1,125 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""
+Attention normalisation around the update rules (arXiv 2102.11174, sections 3.2 and 4.2).
+
+Beside the memory S stands z, the sum of all keys so far. A query's product with z is what the weights of an attention
+without softmax sum to:
+
+    z_t = z_{t-1} + k_t
+    "output"   o_t / (z_t . q_t + eps)
+    "full"     the same, and what the delta rule reads to remove it is divided, too: with kappa_t = z_{t-1} . k_t, or 1
+               while z is empty, it runs with keys k_t / (kappa_t + eps) and with beta_t * kappa_t
+
+The original has no paddings or documents: here a zero key leaves z as it is, and each document begins with an empty z.
+"""
+
+import torch
+from torch.nn.functional import pad
+
+from .delta_rule import chunk_delta_rule, chunk_sum_rule, has_kernel
+
+
+def naive_normalized_rule(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    beta: torch.Tensor | None,
+    *,
+    attention_norm: str = "none",
+    eps: float = 1e-5,
+    initial_state: torch.Tensor | None = None,
+    initial_normalizer: torch.Tensor | None = None,
+    document_ids: torch.LongTensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """`normalized_rule`, token by token."""
+    (batch, length, num_heads, key_dim), value_dim = key.shape, value.shape[-1]
+    memory = key.new_zeros(batch, num_heads, key_dim, value_dim) if initial_state is None else initial_state
+    z = key.new_zeros(batch, num_heads, key_dim) if initial_normalizer is None else initial_normalizer
+    outputs = []
+    for t in range(length):
+        if document_ids is not None and t > 0:
+            goes_on = (document_ids[:, t] == document_ids[:, t - 1])[:, None, None]
+            memory, z = memory * goes_on[..., None], z * goes_on
+        k, q, written, write_key = key[:, t], query[:, t], value[:, t], key[:, t]
+        if beta is not None:
+            rate = beta[:, t, :, None]
+            if attention_norm == "full":
+                kappa = (z * k).sum(dim=-1, keepdim=True)
+                kappa = torch.where((z == 0).all(dim=-1, keepdim=True), 1.0, kappa)
+                rate, write_key = rate * kappa, k / (kappa + eps)
+            written = rate * (written - torch.einsum("bhk,bhkv->bhv", write_key, memory))
+        memory = memory + torch.einsum("bhk,bhv->bhkv", write_key, written)
+        z = z + k
+        output = torch.einsum("bhk,bhkv->bhv", q, memory)
+        if attention_norm != "none":
+            output = output / ((z * q).sum(dim=-1, keepdim=True) + eps)
+        outputs.append(output)
+    output = torch.stack(outputs, dim=1) if outputs else value.new_empty(value.shape)
+    return output, memory, None if attention_norm == "none" else z
+
+
+def normalized_rule(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    beta: torch.Tensor | None,
+    *,
+    attention_norm: str = "none",
+    eps: float = 1e-5,
+    initial_state: torch.Tensor | None = None,
+    initial_normalizer: torch.Tensor | None = None,
+    document_ids: torch.LongTensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """
+    The delta rule, or the sum rule if `beta` is None, with attention normalisation.
+
+    Args:
+        query, key (`torch.Tensor`): `[batch, length, heads, key_dim]`, in float32 or float64.
+        value (`torch.Tensor`): `[batch, length, heads, value_dim]`.
+        beta (`torch.Tensor`, *optional*): `[batch, length, heads]`.
+        attention_norm (`str`): `"none"`, `"output"`, or for the delta rule `"full"`.
+        eps (`float`): is added to what is divided by.
+        initial_state (`torch.Tensor`, *optional*): `[batch, heads, key_dim, value_dim]`.
+        initial_normalizer (`torch.Tensor`, *optional*): z before the first token, `[batch, heads, key_dim]`.
+        document_ids (`torch.LongTensor`, *optional*): `[batch, length]`, see `chunk_delta_rule`.
+
+    Returns:
+        `(output, final_state, final_normalizer)`: `[batch, length, heads, value_dim]` in the dtype of the query; the
+        last is None for `"none"`.
+    """
+    write_key, normalizer = key, None
+    if attention_norm != "none":
+        before, after, normalizer = key_sums(key, initial_normalizer, document_ids)
+    if attention_norm == "full":
+        kappa = (before * key).sum(dim=-1, keepdim=True)
+        kappa = torch.where((before == 0).all(dim=-1, keepdim=True), 1.0, kappa)
+        write_key, beta = key / (kappa + eps), beta * kappa[..., 0]
+
+    dtype = value.dtype if has_kernel(value, key.shape[-1]) else key.dtype
+    inputs = [tensor.to(dtype) for tensor in (query, write_key, value)]
+    options = {"initial_state": initial_state, "output_final_state": True, "document_ids": document_ids}
+    if beta is None:
+        output, state = chunk_sum_rule(*inputs, **options)
+    else:
+        output, state = chunk_delta_rule(*inputs, beta.to(dtype), **options)
+    output = output.to(query.dtype)
+    if attention_norm != "none":
+        output = output / ((after * query).sum(dim=-1, keepdim=True) + eps)
+    return output, state, normalizer
+
+
+def key_sums(
+    key: torch.Tensor, initial: torch.Tensor | None, document_ids: torch.LongTensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The sums z before and after each token, `[batch, length, heads, key_dim]`, and the last one."""
+    first = key.new_zeros(key.shape[0], *key.shape[2:]) if initial is None else initial
+    # The sum rule under a constant key: it knows where documents begin, and never subtracts.
+    ones = torch.ones_like(key[..., :1])
+    after, last = chunk_sum_rule(
+        *(ones, ones, key), initial_state=first[:, :, None], output_final_state=True, document_ids=document_ids
+    )
+    before = torch.cat([first[:, None], after], dim=1)[:, :-1]
+    if document_ids is not None:
+        goes_on = pad(document_ids[:, 1:] == document_ids[:, :-1], (1, 0), value=True)
+        before = before * goes_on[..., None, None]
+    return before, after, last[:, :, 0]

@@ -1,0 +1,47 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""Sinusoidal positions, counted up or down, and the documents that restarting positions tell apart."""
+
+import torch
+from torch.nn.functional import pad
+from transformers.cache_utils import Cache
+
+
+def sinusoidal_positions(position_ids: torch.LongTensor, width: int) -> torch.Tensor:
+    """Sines, then cosines, of `p * 10000^(-2i / width)`: `[batch, length]` -> `[batch, length, width]`, float32."""
+    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=position_ids.device) / width
+    angles = position_ids[..., None].float() * 10000**-exponents
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def forward_positions(attention_mask: torch.Tensor | None, inputs: torch.Tensor, past_length: int) -> torch.LongTensor:
+    """Position ids `[batch or 1, length]`, counted over the tokens that are no padding, the cached ones among them."""
+    length = inputs.shape[1]
+    if attention_mask is None:
+        return torch.arange(length, device=inputs.device)[None] + past_length
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+
+
+def reversed_positions(
+    attention_mask: torch.Tensor | None, inputs: torch.Tensor, document_ids: torch.LongTensor | None
+) -> torch.LongTensor:
+    """How many tokens of its document follow each token in this call, `[batch or 1, length]`."""
+    if document_ids is not None:
+        return (document_ids[:, :, None] == document_ids[:, None]).triu(1).sum(dim=-1)
+    is_real = inputs.new_ones((1, inputs.shape[1]), dtype=torch.long) if attention_mask is None else attention_mask
+    is_real = is_real[:, -inputs.shape[1] :].long()
+    return is_real.flip(-1).cumsum(-1).flip(-1) - is_real
+
+
+def documents_of(
+    position_ids: torch.LongTensor | None,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    batch_size: int,
+) -> torch.LongTensor | None:
+    """Numbers `[batch, length]` of packed documents, told by restarting positions without a mask or cache; or None."""
+    if position_ids is None or attention_mask is not None or past_key_values is not None:
+        return None
+    restarts = position_ids.diff(dim=-1) != 1
+    if not torch.compiler.is_compiling() and not restarts.any():
+        return None
+    return pad(restarts.long().cumsum(-1), (1, 0)).expand(batch_size, -1)
