@@ -1,5 +1,6 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
-"""Data that need no download: number words to translate, made on the spot, and the sources of Python's own library.
+"""Data that need no download: number words to translate and pairs to remember, made on the spot, and the sources of
+Python's own library.
 
 "three hundred and twenty-one thousand, nine hundred and eighty-seven" becomes
 "dreihunderteinundzwanzigtausendneunhundertsiebenundachtzig": units and tens swap places, "eins" loses its s inside a
@@ -11,7 +12,9 @@ import sysconfig
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from datasets import Dataset, DatasetDict
 from num2words import num2words
 from transformers.utils import logging
@@ -56,6 +59,72 @@ def _draw_numbers(count: int, generator: random.Random) -> list[int]:
         numbers += generator.sample(supply, min(share, len(supply)))
     generator.shuffle(numbers)
     return numbers
+
+
+class RetrievalBatch(NamedTuple):
+    """Sequences of pairs and what is asked about them, `torch.LongTensor`s of numbers from 0 to `num_keys - 1`.
+
+    Attributes:
+        keys, values: `(batch_size, length)`, the pairs in the order in which they are written.
+        queries: `(batch_size, num_queries)`, keys.
+        answers: `(batch_size, num_queries)`, the value last written under that key; -100 where there is none.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    queries: torch.Tensor
+    answers: torch.Tensor
+
+
+class AssociativeRetrieval:
+    """Pairs of a key and a value to remember, and keys whose value is asked for (arXiv 2102.11174, section 6.1).
+
+    Setting 1 writes each of `num_keys` keys once, with values that all differ: how much does a memory hold? Setting 2
+    draws keys and values with replacement, so that what was written under a key is written over: does it forget
+    what it should? There, training sequences are twice as long as `num_keys`, and those of `every_query` are as long
+    as `num_keys`, as in the paper's code.
+
+    Args:
+        num_keys (`int`): S, the number of different keys, and of different values.
+        setting (`int`): 1 or 2.
+        seed (`int`): The same calls on the same seed give the same batches.
+    """
+
+    def __init__(self, num_keys: int, setting: int, seed: int = 0):
+        if num_keys < 1:
+            raise ValueError(f"num_keys must be at least 1, got {num_keys}.")
+        if setting not in (1, 2):
+            raise ValueError(f"setting must be 1 (every key once) or 2 (keys return), got {setting}.")
+        self.num_keys, self.setting = num_keys, setting
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def batch(self, batch_size: int) -> RetrievalBatch:
+        """Sequences for training, each with one query: the key of a pair drawn from it."""
+        keys, values = self._pairs(batch_size, self.setting * self.num_keys)
+        places = torch.randint(keys.shape[1], (batch_size, 1), generator=self.generator)
+        queries = keys.gather(1, places)
+        answers = self._last_values(keys, values).gather(1, queries)
+        return RetrievalBatch(keys, values, queries, answers)
+
+    def every_query(self, batch_size: int) -> RetrievalBatch:
+        """Sequences for evaluation, each with every key as a query."""
+        keys, values = self._pairs(batch_size, self.num_keys)
+        queries = torch.arange(self.num_keys).expand(batch_size, -1)
+        return RetrievalBatch(keys, values, queries, self._last_values(keys, values))
+
+    def _pairs(self, batch_size: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (2, batch_size, length)
+        if self.setting == 1:
+            keys, values = torch.rand(shape, generator=self.generator).argsort(dim=-1)
+        else:
+            keys, values = torch.randint(self.num_keys, shape, generator=self.generator)
+        return keys, values
+
+    def _last_values(self, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, num_keys)`: the answer to every key."""
+        places = torch.arange(keys.shape[1]).expand_as(keys)
+        last = torch.full((len(keys), self.num_keys), -1).scatter_reduce(1, keys, places, "amax")
+        return values.gather(1, last.clamp(min=0)).masked_fill(last < 0, -100)
 
 
 def standard_library() -> DatasetDict:
