@@ -72,3 +72,45 @@ def in_delight_layout(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if len(tensor) == 1:  # one group is a full linear layer
         return tensor[0].T.contiguous() if name.endswith("weights") else tensor[0]
     return tensor if name.endswith("weights") else tensor[:, None]
+
+
+@pytest.fixture
+def fast_weight_weights() -> Callable[..., dict[str, torch.Tensor]]:
+    """A function from the hyper-parameters of an original FastWeight model to a random state dict of it."""
+
+    def create(hparams: Mapping) -> dict[str, torch.Tensor]:
+        width, inner, vocab_size = hparams["d_model"], hparams["d_inner"], hparams["n_token"]
+        shapes = {"word_emb.emb_layers.0.weight": (vocab_size, width), "crit.out_layers.0.bias": (vocab_size,)}
+        if clusters := len(hparams.get("cutoffs", ())):
+            shapes |= {"crit.cluster_weight": (clusters, width), "crit.cluster_bias": (clusters,)}
+        for layer in range(hparams["n_layer"]):
+            shapes |= {f"layers.{layer}.dec_attn.{name}": shape for name, shape in attention_shapes(hparams).items()}
+            shapes |= {
+                f"layers.{layer}.pos_ff.CoreNet.0.weight": (inner, width),
+                f"layers.{layer}.pos_ff.CoreNet.0.bias": (inner,),
+                f"layers.{layer}.pos_ff.CoreNet.3.weight": (width, inner),
+                f"layers.{layer}.pos_ff.CoreNet.3.bias": (width,),
+                f"layers.{layer}.pos_ff.layer_norm.weight": (width,),
+                f"layers.{layer}.pos_ff.layer_norm.bias": (width,),
+            }
+        weights = {name: torch.randn(shape) * 0.2 for name, shape in shapes.items()}
+        output = "crit.out_layers.0.weight"
+        is_tied = not hparams.get("not_tied")
+        weights[output] = weights["word_emb.emb_layers.0.weight"] if is_tied else torch.randn(vocab_size, width)
+        return weights | {"pos_emb.inv_freq": 10000 ** -(torch.arange(0, width, 2) / width)}
+
+    return create
+
+
+def attention_shapes(hparams: Mapping) -> dict[str, tuple[int, ...]]:
+    width, attn_type, heads = hparams["d_model"], hparams["attn_type"], hparams["n_head"] * hparams["d_head"]
+    shapes = {"o_net.weight": (width, heads), "layer_norm.weight": (width,), "layer_norm.bias": (width,)}
+    if attn_type < 10:
+        shapes |= {"q_net.weight": (heads, width), "kv_net.weight": (2 * heads, width)}
+    elif attn_type in (34, 35):
+        shapes["qkv_net.weight"] = (3 * heads, width)
+    else:
+        shapes["qkvb_net.weight"] = (3 * heads + hparams["n_head"], width)
+    if attn_type % 10 == 5:
+        shapes["proj_matrix"] = (hparams["d_head"], hparams["proj_dim"])
+    return shapes
