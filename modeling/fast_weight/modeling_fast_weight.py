@@ -13,7 +13,7 @@ What is unusual, in the order of the dataflow:
 """
 
 import math
-from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
@@ -29,7 +29,6 @@ from transformers.modeling_outputs import (
     CausalLMOutputWithPast,
     SequenceClassifierOutputWithPast,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
@@ -41,7 +40,8 @@ from .delta_rule import has_kernel
 from .feature_maps import Favor, build_feature_map, normalize_features
 from .memory_cache import FastWeightLayer
 from .normalized_rules import normalized_rule
-from .positions import documents_of, forward_positions, reversed_positions, sinusoidal_positions
+from .positions import documents_of, forward_positions, last_columns, reversed_positions, sinusoidal_positions
+from .softmax_attention import SoftmaxAttention
 
 logger = logging.get_logger(__name__)
 
@@ -57,9 +57,9 @@ class FastWeightMemory(nn.Module):
 
     def __init__(self, config: FastWeightConfig, layer_idx: int):
         super().__init__()
-        self.config, self.layer_idx, self.head_dim = config, layer_idx, config.head_dim
-        self.output_scale = config.head_dim**-0.5 if config.output_scale is None else config.output_scale
-        width = config.num_attention_heads * config.head_dim
+        self.config, self.layer_idx, self.head_dim = config, layer_idx, cast(int, config.head_dim)
+        self.output_scale = self.head_dim**-0.5 if config.output_scale is None else config.output_scale
+        width = config.num_attention_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, width, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, width, bias=False)
@@ -67,7 +67,7 @@ class FastWeightMemory(nn.Module):
             self.beta_proj = nn.Linear(config.hidden_size, config.num_attention_heads, bias=False)
         self.feature_map, self.key_dim = build_feature_map(
             config.feature_map,
-            config.head_dim,
+            self.head_dim,
             nu=config.dpfp_nu,
             num_features=config.favor_features,
             layout=config.favor_layout,
@@ -151,70 +151,6 @@ class FastWeightMemory(nn.Module):
             )
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(q k^T / sqrt(d)) v on `[batch, heads, length, d]`; gives `[batch, length, heads, d]`."""
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    precision = torch.promote_types(query.dtype, torch.float32)
-    weights = nn.functional.softmax(scores, dim=-1, dtype=precision).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-class SoftmaxAttention(nn.Module):
-    """Ordinary attention, the baseline of `update_rule="softmax"`. Arguments as for `FastWeightMemory`."""
-
-    def __init__(self, config: FastWeightConfig, layer_idx: int):
-        super().__init__()
-        self.config, self.layer_idx, self.head_dim = config, layer_idx, config.head_dim
-        self.scaling, self.is_causal, self.num_key_value_groups = config.head_dim**-0.5, True, 1
-        width = config.num_attention_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        document_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As for `FastWeightMemory`, but the mask is the attention backend's, which keeps documents apart."""
-        query, key, value = (
-            proj(hidden_states).unflatten(-1, (proj.out_features // self.head_dim, self.head_dim)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            **kwargs,
-        )
-        return self.o_proj(output.flatten(2)), weights
-
-
 class FastWeightMLP(nn.Module):
     """Feed-forward layer: `W_2 act(W_1 x + b_1) + b_2`."""
 
@@ -274,9 +210,13 @@ class FastWeightPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _is_stateful = True
     _can_record_outputs = {"hidden_states": FastWeightBlock, "attentions": SoftmaxAttention}
+
+    def __init__(self, config: FastWeightConfig):
+        super().__init__(config)
+        if config.update_rule == "softmax":  # keys and values can be cropped, and have static caches
+            self._is_stateful, self._can_compile_fullgraph = False, True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -345,7 +285,8 @@ class FastWeightModel(FastWeightPreTrainedModel):
             attention_mask (`torch.Tensor`, *optional*): `[batch, past_length + length]`, 1 for tokens and 0 for
                 padding, on either side.
             position_ids (`torch.LongTensor`, *optional*): `[batch, length]`. Where they restart, without a mask and
-                without a cache, another document begins, with an empty memory.
+                without a cache, another document begins, with an empty memory. Reversed positions are always counted
+                anew.
             past_key_values (`Cache`, *optional*): a `DynamicCache(config=model.config)`, or what an earlier call left.
             inputs_embeds (`torch.FloatTensor`, *optional*): rows of the token table instead of `input_ids`,
                 `[batch, length, hidden_size]`.
@@ -355,21 +296,22 @@ class FastWeightModel(FastWeightPreTrainedModel):
             raise ValueError("Pass either `input_ids` or `inputs_embeds`, and not both.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        self._check_inputs(inputs_embeds, attention_mask, past_key_values)
-        batch_size, length = inputs_embeds.shape[:2]
+        self._check_cache(past_key_values)
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        document_ids = documents_of(position_ids, attention_mask, past_key_values, batch_size)
+        self._check_mask(attention_mask, inputs_embeds.shape[1], past_length)
+        document_ids = documents_of(position_ids, attention_mask, past_key_values, inputs_embeds.shape[0])
         mask = self._mask(inputs_embeds, attention_mask, past_key_values, position_ids)
         if use_cache and past_key_values is None:  # after the mask: documents are told apart only without a cache
             past_key_values = DynamicCache(config=self.config)
 
         hidden_states = inputs_embeds * self.embedding_scale
-        if self.config.position_embedding_type == "sinusoidal_reversed":
-            position_ids = reversed_positions(attention_mask, inputs_embeds, document_ids)
-        elif position_ids is None:
-            position_ids = forward_positions(attention_mask, inputs_embeds, past_length)
         if self.config.position_embedding_type != "none":
-            positions = sinusoidal_positions(position_ids, hidden_states.shape[-1])
+            if self.config.position_embedding_type == "sinusoidal_reversed":
+                position_ids = reversed_positions(attention_mask, inputs_embeds, document_ids)
+            elif position_ids is None:
+                position_ids = forward_positions(attention_mask, inputs_embeds, past_length)
+            precision = torch.promote_types(hidden_states.dtype, torch.float32)
+            positions = sinusoidal_positions(position_ids, hidden_states.shape[-1], precision)
             hidden_states = hidden_states + positions.to(hidden_states.dtype)
         hidden_states = self.dropout(hidden_states)
 
@@ -385,7 +327,7 @@ class FastWeightModel(FastWeightPreTrainedModel):
     def _mask(self, inputs_embeds, attention_mask, past_key_values, position_ids) -> torch.Tensor | None:
         """The mask of this call's tokens, as the rule needs it."""
         if self.config.update_rule != "softmax":
-            return None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :]
+            return None if attention_mask is None else last_columns(attention_mask, inputs_embeds.shape[1])
         return create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -401,21 +343,39 @@ class FastWeightModel(FastWeightPreTrainedModel):
                 if isinstance(module, Favor):
                     module.redraw()
 
-    def _check_inputs(self, inputs_embeds, attention_mask, past_key_values) -> None:
-        if self.config.update_rule == "softmax":
+    def _check_cache(self, past_key_values) -> None:
+        if past_key_values is None:
             return
-        layers = None if past_key_values is None else past_key_values.layers
-        if layers is not None and not (layers and all(hasattr(layer, "write") for layer in layers)):
+        if not isinstance(past_key_values, Cache):
             raise ValueError(
-                f"`past_key_values` ({type(past_key_values).__name__}) holds no fast weight memories: build it as "
-                "`DynamicCache(config=model.config)`."
+                "`past_key_values` must be a `DynamicCache(config=model.config)`, got "
+                f"{type(past_key_values).__name__}."
             )
-        if attention_mask is not None and (
-            attention_mask.dim() != 2 or attention_mask.shape[1] < inputs_embeds.shape[1]
-        ):
+        # By what its layers can do, as another copy of this family's code may have made them.
+        num_memories = sum(hasattr(layer, "write") for layer in getattr(past_key_values, "layers", ()))
+        expected = 0 if self.config.update_rule == "softmax" else self.config.num_hidden_layers
+        if num_memories != expected:
             raise ValueError(
-                f"A memory needs an `attention_mask` [batch, past_length + length] that covers all "
-                f"{inputs_embeds.shape[1]} tokens, got {list(attention_mask.shape)}."
+                f"`past_key_values` ({type(past_key_values).__name__}) holds {num_memories} fast weight memories, "
+                f"update_rule={self.config.update_rule!r} needs {expected}, as in `DynamicCache(config=model.config)`."
+            )
+        if self.training and self.gradient_checkpointing:
+            raise ValueError(
+                "Gradient checkpointing runs every block twice and cannot carry `past_key_values`: switch it off, or "
+                "leave them out."
+            )
+
+    def _check_mask(self, attention_mask, length: int, past_length: int) -> None:
+        if attention_mask is None or torch.compiler.is_compiling():
+            return
+        if self.config.update_rule == "softmax" and attention_mask.dim() == 4:
+            return
+        # Positions are counted over the tokens that are cached, too.
+        needed = length + past_length if self.config.position_embedding_type == "sinusoidal" else length
+        if attention_mask.dim() != 2 or attention_mask.shape[1] < needed:
+            raise ValueError(
+                f"`attention_mask` must be [batch, past_length + length] and cover all {needed} tokens, got "
+                f"{list(attention_mask.shape)}."
             )
 
 
@@ -437,6 +397,11 @@ class FastWeightForCausalLM(FastWeightPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         if self.config.position_embedding_type == "sinusoidal_reversed":
             # A new token moves the position of every one before it.
+            if any(model_kwargs.get(name) is not None for name in ("past_key_values", "inputs_embeds")):
+                raise ValueError(
+                    "With reversed positions each step computes all tokens anew: pass `input_ids`, and neither "
+                    "`past_key_values` nor `inputs_embeds`."
+                )
             generation_config.use_cache = False
         elif self.config.update_rule != "softmax" and generation_config.cache_implementation not in (None, "dynamic"):
             raise ValueError(
@@ -444,6 +409,17 @@ class FastWeightForCausalLM(FastWeightPreTrainedModel, GenerationMixin):
                 "weight memory has a fixed size anyway: leave it out."
             )
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
+    @staticmethod
+    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
+        """`generate` calls this ahead of a compiled step of the softmax rule, whose inputs must not grow."""
+        return create_causal_mask(
+            config=config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
 
     @can_return_tuple
     def forward(
@@ -505,7 +481,7 @@ class FastWeightForCausalLM(FastWeightPreTrainedModel, GenerationMixin):
 
 
 class FastWeightForSequenceClassification(FastWeightPreTrainedModel):
-    """Classifies a text by the hidden state of its last token."""
+    """Classifies a text by the hidden state of its last token. Without a mask, `pad_token_id` tells the padding."""
 
     def __init__(self, config: FastWeightConfig):
         super().__init__(config)
@@ -533,6 +509,8 @@ class FastWeightForSequenceClassification(FastWeightPreTrainedModel):
             labels (`torch.LongTensor` or `torch.FloatTensor`, *optional*): `[batch]` class ids, or as
                 `config.problem_type` wants them.
         """
+        if attention_mask is None and input_ids is not None:
+            attention_mask = self._mask_of_padding(input_ids)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -543,7 +521,10 @@ class FastWeightForSequenceClassification(FastWeightPreTrainedModel):
             **kwargs,
         )
         logits = self.score(outputs.last_hidden_state)
-        last = self._last_tokens(input_ids, attention_mask, logits)
+        places = torch.arange(logits.shape[1], device=logits.device)
+        if attention_mask is not None:
+            places = places * last_columns(attention_mask, logits.shape[1])
+        last = places.expand(logits.shape[:2]).argmax(dim=-1)
         pooled_logits = logits[torch.arange(len(logits), device=logits.device), last]
         loss = None
         if labels is not None:
@@ -556,18 +537,12 @@ class FastWeightForSequenceClassification(FastWeightPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def _last_tokens(self, input_ids, attention_mask, logits) -> torch.LongTensor:
-        """Index `[batch]` of each row's last token, by the mask, or by the padding id where there is none."""
-        length, pad_id = logits.shape[1], self.config.pad_token_id
-        if attention_mask is not None and attention_mask.dim() == 2:
-            is_real = attention_mask[:, -length:] != 0
-        elif input_ids is not None and pad_id is not None:
-            is_real = input_ids != pad_id
-        elif len(logits) > 1 and input_ids is not None:
+    def _mask_of_padding(self, input_ids: torch.LongTensor) -> torch.LongTensor | None:
+        if self.config.pad_token_id is not None:
+            return (input_ids != self.config.pad_token_id).long()
+        if len(input_ids) > 1:
             raise ValueError("Rows of a batch may be padded: pass an `attention_mask`, or set `pad_token_id`.")
-        else:
-            is_real = logits.new_ones(logits.shape[:2], dtype=torch.bool)
-        return (torch.arange(length, device=logits.device) * is_real).argmax(dim=-1)
+        return None
 
 
 __all__ = [

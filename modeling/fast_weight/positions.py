@@ -6,30 +6,39 @@ from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
 
-def sinusoidal_positions(position_ids: torch.LongTensor, width: int) -> torch.Tensor:
-    """Sines, then cosines, of `p * 10000^(-2i / width)`: `[batch, length]` -> `[batch, length, width]`, float32."""
-    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=position_ids.device) / width
-    angles = position_ids[..., None].float() * 10000**-exponents
+def sinusoidal_positions(
+    position_ids: torch.LongTensor, width: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Sines, then cosines, of `p * 10000^(-2i / width)`: `[batch, length]` -> `[batch, length, width]` of `dtype`."""
+    exponents = torch.arange(0, width, 2, dtype=dtype, device=position_ids.device) / width
+    angles = position_ids[..., None].to(dtype) * 10000**-exponents
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def forward_positions(attention_mask: torch.Tensor | None, inputs: torch.Tensor, past_length: int) -> torch.LongTensor:
     """Position ids `[batch or 1, length]`, counted over the tokens that are no padding, the cached ones among them."""
-    length = inputs.shape[1]
-    if attention_mask is None:
-        return torch.arange(length, device=inputs.device)[None] + past_length
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+    if attention_mask is None or attention_mask.dim() == 4:
+        return torch.arange(inputs.shape[1], device=inputs.device)[None] + past_length
+    return last_columns((attention_mask.long().cumsum(-1) - 1).clamp(min=0), inputs.shape[1])
 
 
 def reversed_positions(
     attention_mask: torch.Tensor | None, inputs: torch.Tensor, document_ids: torch.LongTensor | None
 ) -> torch.LongTensor:
     """How many tokens of its document follow each token in this call, `[batch or 1, length]`."""
-    if document_ids is not None:
-        return (document_ids[:, :, None] == document_ids[:, None]).triu(1).sum(dim=-1)
-    is_real = inputs.new_ones((1, inputs.shape[1]), dtype=torch.long) if attention_mask is None else attention_mask
-    is_real = is_real[:, -inputs.shape[1] :].long()
-    return is_real.flip(-1).cumsum(-1).flip(-1) - is_real
+    if attention_mask is not None and attention_mask.dim() == 2:
+        is_real = last_columns(attention_mask, inputs.shape[1]).long()
+        return is_real.flip(-1).cumsum(-1).flip(-1) - is_real
+    places = torch.arange(inputs.shape[1], device=inputs.device)
+    if document_ids is None:
+        return places.flip(0)[None]
+    numbers = document_ids.contiguous()
+    return torch.searchsorted(numbers, numbers, right=True) - 1 - places
+
+
+def last_columns(tensor: torch.Tensor, length: int) -> torch.Tensor:
+    """`[batch, at least length]` -> `[batch, length]`, the last ones, for a length of 0 as well."""
+    return tensor[:, tensor.shape[1] - length :]
 
 
 def documents_of(

@@ -77,6 +77,13 @@ def loss_and_gradients(model: PreTrainedModel, batch: dict, forward=None) -> dic
     return {"loss": loss.detach(), **{name: parameter.grad.clone() for name, parameter in model.named_parameters()}}
 
 
+def enable_checkpointing(model: PreTrainedModel, use_reentrant: bool = False) -> None:
+    # Renamed in the course of transformers 5.
+    old_name = "gradient_checkpointing_enable"
+    name = "activation_checkpointing_enable" if hasattr(model, "activation_checkpointing_enable") else old_name
+    getattr(model, name)({"use_reentrant": use_reentrant})
+
+
 class ModelSuite:
     """
     What encoder-decoders and decoder-only language models have in common.
@@ -339,10 +346,7 @@ class ModelSuite:
     def test_training_gradient_checkpointing(self, model, config, rows, use_reentrant):
         batch = self.training_batch(config, rows)
         expected = loss_and_gradients(model.train(), batch)
-        # Renamed in the course of transformers 5.
-        old_name = "gradient_checkpointing_enable"
-        name = "activation_checkpointing_enable" if hasattr(model, "activation_checkpointing_enable") else old_name
-        getattr(model, name)({"use_reentrant": use_reentrant})
+        enable_checkpointing(model, use_reentrant)
         layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         assert layers and all(layer.gradient_checkpointing for layer in layers)
         for name, tensor in loss_and_gradients(model, batch).items():
