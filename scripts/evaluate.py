@@ -4,8 +4,9 @@
     python scripts/evaluate.py --model_name_or_path outputs/anthe_numbers --task numbers
 
 A translator's are BLEU, chrF, exact match and perplexity per real target token; a language model's are perplexity per
-token and per word and bits per byte, by windows of `--block_size` tokens, `--context_window` of which it has seen. Its
-configuration says which of the two a model is; `--help` beside its name shows the arguments for it.
+token and per word and bits per byte, by windows of `--block_size` tokens, `--context_window` of which it has seen; the
+default block size is that of the run it is from, where `arguments.yaml` lies in its folder, else 512. A model's
+configuration says which of the two it is; `--help` beside its name shows the arguments for it.
 """
 
 import json
@@ -28,22 +29,31 @@ from leanformers.arguments import (
 )
 from leanformers.evaluation.language_modeling import evaluate_text_splits
 from leanformers.evaluation.lines import reserve
-from leanformers.evaluation.loading import ScoringArguments, fastest_device, load_generator, names_language_model
+from leanformers.evaluation.loading import (
+    ScoringArguments,
+    fastest_device,
+    is_language_model,
+    load_generator,
+    read_model_arguments,
+    trained_block_size,
+)
 from leanformers.evaluation.translation import evaluate_splits
 
 
 def main() -> None:
     logging.disable_progress_bar()  # of loading and saving: the bars of the work itself stay
     with plain_errors():
-        scores_text = names_language_model(sys.argv[1:])
+        named = read_model_arguments(sys.argv[1:])
+        scores_text = is_language_model(named)
     groups = (
         [LanguageModelingDataArguments, ScoringArguments]
         if scores_text
         else [TranslationDataArguments, GenerationArguments]
     )
-    model_arguments, data_arguments, running, arguments = LeanArgumentParser(
-        [ModelArguments, *groups, EvaluationArguments]
-    ).parse()
+    parser = LeanArgumentParser([ModelArguments, *groups, EvaluationArguments])
+    if scores_text and (block_size := trained_block_size(named.model_name_or_path)):
+        parser.set_defaults(block_size=block_size)
+    model_arguments, data_arguments, running, arguments = parser.parse()
     with plain_errors():
         reserve(arguments.output_file)
         model, tokenizers = load_generator(

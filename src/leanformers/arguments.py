@@ -130,12 +130,28 @@ class LanguageModelingDataArguments(DataArguments):
             "cheapest, block_size - 1 the most exact."
         },
     )
+    carry_state: bool = field(
+        default=False,
+        metadata={
+            "help": "Cut the text into as many parts as a batch has rows, read each from end to end, in blocks, and let "
+            "each block go on with the memory that the one before it left; for models with a fast weight memory."
+        },
+    )
     tokenizer_type: Literal["bpe", "unigram", "word"] = field(
         default="bpe", metadata={"help": "Kind of a new tokenizer; `word`: words between spaces, by frequency."}
     )
 
     def __post_init__(self):
         check_windows(self.block_size, self.context_window)
+        if self.carry_state and self.context_window:
+            raise ValueError(
+                f"carry_state brings along all that was before a block, so context_window={self.context_window} has "
+                "nothing to add: set it to 0."
+            )
+        if self.carry_state and self.pack_documents == "separate":
+            raise ValueError(
+                "carry_state brings the memory from one document to the next: leave pack_documents at 'stream'."
+            )
 
 
 def check_windows(block_size: int, context_window: int) -> None:
@@ -186,16 +202,20 @@ class TranslationTrainingArguments(RunTrainingArguments, Seq2SeqTrainingArgument
 
 @dataclass
 class GenerationArguments:
-    """How a trained model translates."""
+    """How a trained model translates, or continues texts."""
 
     num_beams: int = field(default=1, metadata={"help": "Beams of the search; 1 is greedy."})
     length_penalty: float | None = field(
         default=None,
         metadata={"help": "Scores of beams are divided by that power of their length; the model's own if not given."},
     )
-    batch_size: int = field(default=32, metadata={"help": "Sentences translated at once."})
+    batch_size: int = field(default=32, metadata={"help": "Lines of input worked on at once."})
     max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Longest translation in tokens; what the model was trained for if not given."}
+        default=None,
+        metadata={
+            "help": "Longest translation or continuation in tokens; what the model's generation configuration says if "
+            "not given."
+        },
     )
     device: str | None = field(default=None, metadata={"help": "cuda, cpu, ...; the fastest there is if not given."})
 
@@ -213,8 +233,10 @@ class GenerationArguments:
 class FileArguments:
     """Where generate.py reads and writes."""
 
-    input_file: str | None = field(default=None, metadata={"help": "Text, a sentence a line; else standard input."})
-    output_file: str | None = field(default=None, metadata={"help": "Translations; else standard output."})
+    input_file: str | None = field(
+        default=None, metadata={"help": "Text, a sentence or prompt a line; else standard input."}
+    )
+    output_file: str | None = field(default=None, metadata={"help": "Translations or texts; else standard output."})
 
 
 @dataclass

@@ -3,6 +3,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from training.runs import run_here, run_script
 
 from leanformers.data.tokenizers import train_language_tokenizer, train_tokenizer
 from leanformers.evaluation.generation import SamplingArguments, continue_prompts, prompt_ids
+from leanformers.evaluation.language_modeling import language_model_perplexity
 from leanformers.evaluation.loading import load_generator
 from leanformers.evaluation.translation import load_translator
 from leanformers.modeling.delight import DeLighTConfig, DeLighTForCausalLM
@@ -155,6 +157,23 @@ def test_evaluate_script(monkeypatch, saved, loaded, tmp_path):
     assert results["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
     total = loss * results["num_tokens"]
     assert results["perplexity_per_word"] == pytest.approx(math.exp(total / results["num_words"]), rel=1e-4)
+
+
+def test_windows_are_those_of_the_run_unless_told_otherwise(monkeypatch, saved, loaded, tmp_path):
+    """Of the folder of a run, and of a checkpoint in it."""
+    run = tmp_path / "run"
+    shutil.copytree(saved, run / "checkpoint-8")
+    shutil.copytree(saved, run, dirs_exist_ok=True)
+    (run / "arguments.yaml").write_text("task: stdlib\nblock_size: 7\n")
+    (tmp_path / "text.py").write_text(TEXT)
+    model, tokenizer = loaded
+    ids = [tokenizer.eos_token_id, *tokenizer(TEXT, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    for folder, flags, block_size in ((run, [], 7), (run / "checkpoint-8", [], 7), (run, ["--block_size=9"], 9)):
+        output = tmp_path / "results.json"
+        flags += [f"--model_name_or_path={folder}", f"--test_files={tmp_path / 'text.py'}", "--device=cpu"]
+        run_here(monkeypatch, "evaluate.py", *flags, f"--output_file={output}")
+        expected = language_model_perplexity(model, ids, block_size=block_size)["loss"]
+        assert json.loads(output.read_text())["test"]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_arguments_are_those_of_the_model_that_is_named(monkeypatch, saved, tmp_path, capsys):

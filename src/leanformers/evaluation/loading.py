@@ -16,6 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from leanformers.arguments import LeanArgumentParser, ModelArguments
 from leanformers.data.tokenizers import TranslationTokenizers
 from leanformers.registry import language_model_class
+from leanformers.training.checkpoints import ARGUMENTS_FILE
 
 
 @dataclass
@@ -51,8 +52,8 @@ def load_config(name_or_path: str | None, *, trust_remote_code: bool = False) ->
         return AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
 
 
-def names_language_model(argv: Sequence[str]) -> bool:
-    """Whether a command line, its YAML files included, names a language model: that decides on the other arguments."""
+def read_model_arguments(argv: Sequence[str]) -> ModelArguments:
+    """The model that a command line names, its YAML files included: that decides on the other arguments."""
     files = list(takewhile(lambda argument: argument.endswith((".yaml", ".yml")), argv))
     settings: dict[str, str | bool] = {}
     for file in files:
@@ -63,10 +64,22 @@ def names_language_model(argv: Sequence[str]) -> bool:
         return_remaining_strings=True,
         look_for_args_file=False,
     )
+    return arguments
+
+
+def is_language_model(arguments: ModelArguments) -> bool:
     if not arguments.model_name_or_path:
         return False
     config = load_config(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
     return not config.is_encoder_decoder
+
+
+def trained_block_size(name_or_path: str) -> int | None:
+    """`block_size` of the run in whose folder a model, or a checkpoint of it, lies; None if there is none."""
+    folder = Path(name_or_path)
+    run = folder.parent if folder.name.startswith("checkpoint-") else folder
+    file = run / ARGUMENTS_FILE
+    return yaml.safe_load(file.read_text(encoding="utf-8")).get("block_size") if file.is_file() else None
 
 
 def load_generator(
