@@ -39,11 +39,12 @@ def naive_sum_rule(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`chunk_sum_rule`, token by token."""
     state, outputs = _initial_state(key, value, initial_state), []
+    q, k, v = (tensor.to(state.dtype) for tensor in (query, key, value))
     for t in range(key.shape[1]):
         state = _forget_at_start(state, document_ids, t)
-        state = state + torch.einsum("bhk,bhv->bhkv", key[:, t], value[:, t])
-        outputs.append(torch.einsum("bhk,bhkv->bhv", query[:, t], state))
-    output = torch.stack(outputs, dim=1) if outputs else value.new_empty(value.shape)
+        state = state + torch.einsum("bhk,bhv->bhkv", k[:, t], v[:, t])
+        outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t], state))
+    output = torch.stack(outputs, dim=1) if outputs else v
     return output.to(value.dtype), state if output_final_state else None
 
 
@@ -59,13 +60,13 @@ def naive_delta_rule(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`chunk_delta_rule`, token by token."""
     state, outputs = _initial_state(key, value, initial_state), []
+    q, k, v, b = (tensor.to(state.dtype) for tensor in (query, key, value, beta[..., None]))
     for t in range(key.shape[1]):
         state = _forget_at_start(state, document_ids, t)
-        old_value = torch.einsum("bhk,bhkv->bhv", key[:, t].to(state), state)
-        written = beta[:, t, :, None] * (value[:, t] - old_value)
-        state = state + torch.einsum("bhk,bhv->bhkv", key[:, t].to(state), written.to(state))
-        outputs.append(torch.einsum("bhk,bhkv->bhv", query[:, t].to(state), state))
-    output = torch.stack(outputs, dim=1) if outputs else value.new_empty(value.shape)
+        old_value = torch.einsum("bhk,bhkv->bhv", k[:, t], state)
+        state = state + torch.einsum("bhk,bhv->bhkv", k[:, t], b[:, t] * (v[:, t] - old_value))
+        outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t], state))
+    output = torch.stack(outputs, dim=1) if outputs else v
     return output.to(value.dtype), state if output_final_state else None
 
 
@@ -84,14 +85,15 @@ def naive_fwm_rule(
     one token and the next, so there is no chunked form. Arguments as for `chunk_delta_rule`.
     """
     state, outputs = _initial_state(key, value, initial_state), []
+    q, k, v, b = (tensor.to(state.dtype) for tensor in (query, key, value, beta[..., None]))
     for t in range(key.shape[1]):
-        old_value = torch.einsum("bhk,bhkv->bhv", key[:, t], state)
-        state = state + torch.einsum("bhk,bhv->bhkv", key[:, t], beta[:, t, :, None] * (value[:, t] - old_value))
+        old_value = torch.einsum("bhk,bhkv->bhv", k[:, t], state)
+        state = state + torch.einsum("bhk,bhv->bhkv", k[:, t], b[:, t] * (v[:, t] - old_value))
         if t > 0 or initial_state is not None:
             norm = torch.linalg.matrix_norm(state, keepdim=True)
             state = state / ((norm - 1).relu() + 1)
-        outputs.append(torch.einsum("bhk,bhkv->bhv", query[:, t], state))
-    output = torch.stack(outputs, dim=1) if outputs else value.new_empty(value.shape)
+        outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t], state))
+    output = torch.stack(outputs, dim=1) if outputs else v
     output = torch.nn.functional.layer_norm(output, output.shape[-1:], eps=1e-5)
     return output.to(value.dtype), state if output_final_state else None
 
@@ -110,7 +112,7 @@ def chunk_sum_rule(
     """
     The sum rule. Arguments, results and errors are those of `chunk_delta_rule`, without `beta`.
     """
-    _check(query, key, value, None, initial_state, document_ids, cu_seqlens)
+    _check(query, key, value, None, initial_state, document_ids, cu_seqlens, chunk_size)
     if cu_seqlens is not None:
         options = {"output_final_state": output_final_state, "chunk_size": chunk_size}
         return _apart(chunk_sum_rule, cu_seqlens, (query, key, value), initial_state, options)
@@ -156,7 +158,7 @@ def chunk_delta_rule(
     Raises:
         `ValueError`: if the shapes do not fit together.
     """
-    _check(query, key, value, beta, initial_state, document_ids, cu_seqlens)
+    _check(query, key, value, beta, initial_state, document_ids, cu_seqlens, chunk_size)
     if document_ids is None and query.dtype == value.dtype and has_kernel(value, query.shape[-1]):
         return _kernel()(
             *(query, key, value, beta),
@@ -212,7 +214,7 @@ def _in_chunks(query, key, value, beta, state, document_ids, chunk_size):
     """Both rules on tensors of one dtype; `beta` None means the sum rule."""
     batch, length, num_heads, key_dim = key.shape
     if length <= 1 and document_ids is None:
-        return _one_step(query, key, value, beta, state) if length else (value.new_empty(value.shape), state)
+        return _one_step(query, key, value, beta, state) if length else (value, state)
     size = min(chunk_size or (64 if key_dim >= 64 else 32), length)
 
     # Part 1: everything that needs no memory, for all chunks at once, [B * H, N, C, ...].
@@ -290,12 +292,15 @@ def _apart(rule, cu_seqlens, inputs, initial_state, options):
     return output[is_real][None], state
 
 
-def _check(query, key, value, beta, initial_state, document_ids, cu_seqlens) -> None:
+def _check(query, key, value, beta, initial_state, document_ids, cu_seqlens, chunk_size) -> None:
     if key.dim() != 4 or query.shape != key.shape or value.dim() != 4 or value.shape[:3] != key.shape[:3]:
         raise ValueError(
             "query and key must be [batch, length, heads, key_dim] and value [batch, length, heads, value_dim], got "
             f"{list(query.shape)}, {list(key.shape)} and {list(value.shape)}."
         )
+    if not all(tensor.is_floating_point() for tensor in (query, key, value)):
+        dtypes = ", ".join(str(tensor.dtype) for tensor in (query, key, value))
+        raise ValueError(f"query, key and value must be floating point, got {dtypes}.")
     if beta is not None and beta.shape != key.shape[:3]:
         raise ValueError(f"beta must be [batch, length, heads] = {list(key.shape[:3])}, got {list(beta.shape)}.")
     num_rows = key.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
@@ -307,6 +312,8 @@ def _check(query, key, value, beta, initial_state, document_ids, cu_seqlens) -> 
         )
     if document_ids is not None and document_ids.shape != key.shape[:2]:
         raise ValueError(f"document_ids must be {list(key.shape[:2])}, got {list(document_ids.shape)}.")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, key.shape[:2], document_ids)
 
