@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 BENCHMARKS = {
@@ -17,9 +17,18 @@ BENCHMARKS = {
     "delight_memory": "delight:memory",
     "delight_dextra": "dextra:depths",
     "delight_dextra_compiled": "dextra:compiled",
+    "fast_weight_training": "fast_weight:training",
+    "fast_weight_prefill": "fast_weight:prefill",
+    "fast_weight_decoding": "fast_weight:decoding",
+    "fast_weight_cache": "fast_weight:cache",
+    "fast_weight_memory": "fast_weight:memory",
 }
 # What is measured of a family unless --preset says otherwise.
-PRESETS = {"anthe": ("anthe_base",), "delight": ("wmt14_en_de_640", "wmt14_en_de_512")}
+PRESETS = {
+    "anthe": ("anthe_base",),
+    "delight": ("wmt14_en_de_640", "wmt14_en_de_512"),
+    "fast_weight": ("small",),
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Settings:
     source_length: int
     target_length: int
     new_tokens: int
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -59,10 +69,10 @@ class Case:
 
 def family_of(name: str) -> str:
     """The family that a benchmark measures, which its name begins with."""
-    return name.partition("_")[0]
+    return next(family for family in PRESETS if name.startswith(f"{family}_"))
 
 
-def cases(name: str, settings: Settings) -> list[Case]:
-    """Builds the cases of one benchmark."""
+def cases(name: str, settings: Settings) -> Iterable[Case]:
+    """Builds the cases of one benchmark, maybe one by one."""
     module, _, function = BENCHMARKS[name].partition(":")
     return getattr(importlib.import_module(module), function)(settings)

@@ -3,6 +3,7 @@
 
     python scripts/benchmarks/run.py --bench anthe_training anthe_generation --threads 2 --json out.json
     python scripts/benchmarks/run.py --bench anthe_training --base main   # the same on another commit, and the ratio
+    python scripts/benchmarks/run.py --bench fast_weight_decoding fast_weight_cache --longest 4096
     python scripts/benchmarks/run.py --bench delight_dextra --preset configs/model/delight/wmt14_en_de_640.json
 
 Each sample of a contender is followed by one of the other, so that a noisy machine hits both. Reported are medians
@@ -31,8 +32,24 @@ import leanformers.modeling
 
 # Of the library that is measured, which is another commit's when --base puts one first on the path.
 ROOT = Path(leanformers.__file__).resolve().parents[2]
-QUICK = {"batch_size": 2, "source_length": 5, "target_length": 4, "new_tokens": 3, "repeats": 2, "warmup": 1}
-FULL = {"batch_size": 16, "source_length": 32, "target_length": 32, "new_tokens": 64, "repeats": 10, "warmup": 3}
+QUICK = {
+    "batch_size": 2,
+    "source_length": 5,
+    "target_length": 4,
+    "new_tokens": 3,
+    "longest": 128,
+    "repeats": 2,
+    "warmup": 1,
+}
+FULL = {
+    "batch_size": 16,
+    "source_length": 32,
+    "target_length": 32,
+    "new_tokens": 64,
+    "longest": 16384,
+    "repeats": 10,
+    "warmup": 3,
+}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -163,7 +180,7 @@ def git(*command: str) -> str | None:
 def run(arguments: argparse.Namespace) -> dict:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    sizes = {name: getattr(arguments, name) for name in ("batch_size", "source_length", "target_length", "new_tokens")}
+    sizes = {name: getattr(arguments, name) for name in FULL if name not in ("repeats", "warmup")}
     results = []
     for name, preset in [(bench, preset) for bench in arguments.bench for preset in presets(bench, arguments)]:
         settings = Settings(str(preset), arguments.device, arguments.dtype, arguments.threads, **sizes)

@@ -8,19 +8,15 @@ in a process of its own.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import importlib
 import json
-import re
-import resource
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
+from peak_memory import added_memory, in_subprocess
 from registry import Case, Settings
 from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 
@@ -163,45 +159,24 @@ def memory(contenders: Contenders, settings: Settings) -> list[Case]:
 
 
 def peak_in_subprocess(family: str, contender: str, phase: str, settings: Settings) -> float:
-    """A process's peak never falls again, so each measurement has its own process."""
     request = {"family": family, "contender": contender, "phase": phase, "settings": dataclasses.asdict(settings)}
-    result = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), json.dumps(request)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return float(result.stdout.split()[-1])
+    return in_subprocess(__file__, **request)
 
 
 def peak_memory(contender: Contender, phase: str, settings: Settings) -> float:
-    """MiB that a contender adds to this process: of the device's allocator on CUDA, else of resident memory."""
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    gc.collect()
-    before = resident("VmRSS")
-    model = build(contender, settings)
-    if phase == "training":
-        call = training_step(model, settings)
-    else:
-        settle(model, contender)
-        call = greedy_generation(model, max(GENERATION_BATCHES), settings)
-    for _ in range(2):  # the second training step finds the optimiser's state in memory
-        call()
-    if settings.device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resident("VmHWM") - before
+    """MiB that a contender adds to this process."""
 
+    def work() -> None:
+        model = build(contender, settings)
+        if phase == "training":
+            call = training_step(model, settings)
+        else:
+            settle(model, contender)
+            call = greedy_generation(model, max(GENERATION_BATCHES), settings)
+        for _ in range(2):  # the second training step finds the optimiser's state in memory
+            call()
 
-def resident(field: str) -> float:
-    """Resident memory in MiB from /proc, now ("VmRSS") or at most so far ("VmHWM"); without /proc, at most so far.
-
-    `ru_maxrss` is second choice because a child starts with its parent's, which may exceed all that it needs itself.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return added_memory(work, settings)
 
 
 if __name__ == "__main__":

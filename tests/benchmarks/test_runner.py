@@ -18,7 +18,7 @@ def benchmarks(root):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(root / "scripts" / "benchmarks"))
         yield import_module("run"), import_module("registry")
-        for name in ("run", "registry", "anthe"):
+        for name in ("run", "registry", "anthe", "fast_weight", "crossover"):
             sys.modules.pop(name, None)
 
 
@@ -77,13 +77,59 @@ def test_peer_has_our_sizes(report):
 
 def test_peak_memory_is_measured_in_a_process_of_its_own(benchmarks, root):
     tiny = str(root / "configs" / "model" / "anthe" / "tiny.json")
-    settings = benchmarks[1].Settings(tiny, "cpu", "float32", 1, 2, 5, 4, 3)
+    settings = benchmarks[1].Settings(tiny, "cpu", "float32", 1, 2, 5, 4, 3, 128)
     training, generation = benchmarks[1].cases("anthe_memory", settings)
     assert (training.name, generation.name) == ("peak memory, training", "peak memory, generation")
     ours = dataclasses.replace(training, contenders={"anthe": training.contenders["anthe"]})
     result = benchmarks[0].measure(ours, warmup=1, repeats=1, device="cpu")
     assert (result["unit"], result["repeats"], result["cost_ratios"]) == ("MiB", 1, {})
     assert 1 < result["contenders"]["anthe"]["median"] < 500
+
+
+@pytest.fixture(scope="module")
+def by_length(benchmarks, tmp_path_factory):
+    output = tmp_path_factory.mktemp("by_length") / "out.json"
+    benches = [f"fast_weight_{what}" for what in ("training", "prefill", "decoding", "cache")]
+    benchmarks[0].main(["--bench", *benches, "--quick", "--threads", "1", "--warmup", "1", "--json", str(output)])
+    return json.loads(output.read_text())["results"]
+
+
+def test_language_models_of_one_size_are_measured_by_length(by_length):
+    names = {result["case"].partition(",")[0]: [] for result in by_length}
+    for result in by_length:
+        names[result["case"].partition(",")[0]].append(result["shapes"]["length"])
+        ours, llama = (result["models"][name]["parameters"] for name in ("fast_weight", "llama"))
+        assert abs(ours - llama) <= 0.01 * ours
+    assert names["training step"] == names["prefill"] == [4, 8, 16, 32, 64]
+    assert names["decoding step"] == names["cache"] == [1, 2, 4, 8, 16, 32, 64, 128]
+    steps = [result for result in by_length if result["bench"] == "fast_weight_training"]
+    assert {result["tokens_per_call"] for result in steps} == {64}
+
+
+def test_cache_is_constant_where_that_of_keys_and_values_grows(by_length):
+    sizes = [result["contenders"] for result in by_length if result["bench"] == "fast_weight_cache"]
+    assert {size["fast_weight"]["median"] for size in sizes} == {2 * 4 * 16 * 8 * 4 / 1024}
+    assert [size["llama"]["median"] for size in sizes] == [2**n * 2 * 2 * 32 * 4 / 1024 for n in range(8)]
+
+
+def test_peak_of_a_long_context_is_measured_in_a_process_of_its_own(benchmarks, root):
+    tiny = str(root / "configs" / "model" / "fast_weight" / "tiny.json")
+    settings = benchmarks[1].Settings(tiny, "cpu", "float32", 1, 2, 5, 4, 3, 128)
+    *_, longest = benchmarks[1].cases("fast_weight_memory", settings)
+    assert longest.shapes["length"] == 128
+    assert 1 < longest.contenders["fast_weight"]() < 500
+
+
+def test_crossover_is_told_and_drawn(benchmarks, tmp_path, capsys):
+    def result(length, ours):
+        contenders = {name: {"median": cost, "quartiles": [cost, cost]} for name, cost in (("a", ours), ("b", 1.0))}
+        common = {"preset": "tiny", "dtype": "float32", "unit": "s", "contenders": contenders}
+        return {"case": f"step, {length}", "shapes": {"length": length}, "cost_ratios": {"b": ours}, **common}
+
+    (tmp_path / "report.json").write_text(json.dumps({"results": [result(1, 0.5), result(4, 0.5), result(2, 2.0)]}))
+    import_module("crossover").main([str(tmp_path / "report.json"), "--png", str(tmp_path / "new" / "plot.png")])
+    assert "step (tiny, float32) beside b: ahead from 4 on (1: 0.50, 2: 2.00, 4: 0.50)" in capsys.readouterr().out
+    assert (tmp_path / "new" / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
