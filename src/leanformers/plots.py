@@ -1,5 +1,6 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
-"""Training curves as one PNG, drawn from the Trainer's `log_history` (extra `bench`: matplotlib)."""
+"""Figures as PNG (extra `bench`: matplotlib): training curves from the Trainer's `log_history`, and the losses of the
+retrieval study."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,11 @@ NO_RESULTS = (
     "num_words",
 )
 
+SERIES = ("#333333", "#3b6ea8", "#d1603d", "#4d9a5b", "#8c5aa8", "#c49a2a", "#4aa3a3", "#a34a6b")
+MARKERS = "os^Dv<>P"
+NOTHING_READ = 0.5  # the retrieval loss of a model that always answers zeros
+TOP = 0.6
+
 Curve = list[tuple[float, float]]
 
 
@@ -34,14 +40,10 @@ def training_curves(log_history: Sequence[Mapping], path: str | Path) -> Path:
             f"log_history has {len(log_history)} entries and none with a loss or metric per step: nothing to draw; "
             "train for at least one `logging_steps`"
         )
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("training curves need matplotlib: pip install 'leanformers[bench]'") from error
-
+    figure_class = _figure_class()
     columns = min(len(panels), 2 if len(panels) <= 4 else 3)
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.6 * columns, 3.1 * rows), dpi=120, layout="constrained", facecolor="white")
+    figure = figure_class(figsize=(4.6 * columns, 3.1 * rows), dpi=120, layout="constrained", facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     last_step = max(1, *(step for curves in panels.values() for curve in curves.values() for step, _ in curve))
     for axis, (title, curves) in zip(axes, panels.items(), strict=False):
@@ -50,6 +52,46 @@ def training_curves(log_history: Sequence[Mapping], path: str | Path) -> Path:
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
 
+    return _save(figure, path)
+
+
+def retrieval_losses(points: Sequence[Mapping], path: str | Path, title: str | None = None) -> Path:
+    """Draws the best evaluation loss over the number of keys, a curve each, and returns the path of the PNG written.
+
+    Args:
+        points: of the retrieval study, each with `curve`, `num_keys` and `best_loss`. A loss above 0.6 is drawn there.
+        path: the file to write; its folder is made if need be. Equal points give equal files.
+        title: of the figure.
+    """
+    curves: dict[str, Curve] = {}
+    for point in sorted(points, key=lambda point: (point["curve"], point["num_keys"])):
+        if math.isfinite(point["best_loss"]):
+            curves.setdefault(point["curve"], []).append((point["num_keys"], min(point["best_loss"], TOP)))
+    if not curves:
+        raise ValueError(f"None of {len(points)} points has a finite loss: nothing to draw.")
+    figure = _figure_class()(figsize=(7.2, 4.2), dpi=120, layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    axis.axhline(NOTHING_READ, color=INK, linewidth=0.8, linestyle=":")
+    for index, (label, curve) in enumerate(curves.items()):
+        style = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
+        axis.plot(*zip(*curve, strict=True), **style, markersize=4.5, linewidth=1.6, label=label)
+    axis.set_ylim(-0.015, TOP + 0.015)
+    axis.set_xlim(left=0)
+    _dress(axis, title or "", "number of keys")
+    axis.set_ylabel("loss", fontsize=9, color=INK)
+    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return _save(figure, path)
+
+
+def _figure_class() -> type:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'leanformers[bench]'") from error
+    return Figure
+
+
+def _save(figure, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", metadata={"Software": None})  # matplotlib's version would make files differ
@@ -86,12 +128,16 @@ def _draw(axis, title: str, curves: dict[str, Curve]) -> None:
     values = [value for curve in curves.values() for _, value in curve]
     if title == "loss" and min(values) > 0 and max(values) > 50 * min(values):
         axis.set_yscale("log")
+    _dress(axis, title, "step")
+    if len(curves) > 1:
+        axis.legend(fontsize=8, frameon=False)
+
+
+def _dress(axis, title: str, x_label: str) -> None:
     axis.set_title(title, fontsize=11, color=INK, loc="left")
-    axis.set_xlabel("step", fontsize=9, color=INK)
+    axis.set_xlabel(x_label, fontsize=9, color=INK)
     axis.tick_params(labelsize=8, colors=INK)
     axis.grid(color=GRID, linewidth=0.6)
     axis.set_axisbelow(True)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    if len(curves) > 1:
-        axis.legend(fontsize=8, frameon=False)

@@ -23,10 +23,13 @@ from leanformers.arguments import (
     TranslationTrainingArguments,
 )
 from leanformers.registry import language_model_class
+from leanformers.training.retrieval_sweep import RetrievalArguments
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PRESETS = sorted(CONFIGS.glob("model/*/*.json"))
 RECIPES = sorted(CONFIGS.glob("train/*.yaml"))
+RETRIEVAL_RECIPES = [path for path in RECIPES if "_retrieval_" in path.name]
+TRAINING_RECIPES = [path for path in RECIPES if path not in RETRIEVAL_RECIPES]
 LAUNCHES = sorted(CONFIGS.glob("accelerate/*.yaml"))
 ARGUMENTS_OF = {
     "scripts/train_seq2seq.py": [ModelArguments, TranslationDataArguments, TranslationTrainingArguments],
@@ -62,19 +65,34 @@ def test_preset_builds(path):
     assert preset["architectures"] == [family.models[language_model_class(config)]]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name)
-def test_recipe_parses(path, tmp_path, root, monkeypatch):
-    monkeypatch.chdir(root)
+def script_of(path):
+    """The script that the recipe's first lines name, by the command that runs it."""
     text = path.read_text(encoding="utf-8")
     script = re.search(rf"^# python (\S+) {re.escape('configs/' + name(path))}$", text, re.MULTILINE)[1]
-    assert (root / script).is_file()
+    assert (CONFIGS.parent / script).is_file()
+    return script
+
+
+@pytest.mark.parametrize("path", TRAINING_RECIPES, ids=name)
+def test_recipe_parses(path, tmp_path, root, monkeypatch):
+    monkeypatch.chdir(root)
     # With `use_cpu`, as a recipe for a GPU must parse here too.
     argv = [str(path), "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false"]
-    model, data, training = LeanArgumentParser(ARGUMENTS_OF[script]).parse(argv)
+    model, data, training = LeanArgumentParser(ARGUMENTS_OF[script_of(path)]).parse(argv)
     assert Path(model.config_name) in [preset.relative_to(root) for preset in PRESETS]
     assert data.task or data.dataset_name or data.train_files
     assert training.max_steps > 0 or training.num_train_epochs > 0
     assert settings(path)["output_dir"] == f"outputs/{path.stem}"
+
+
+@pytest.mark.parametrize("path", RETRIEVAL_RECIPES, ids=name)
+def test_retrieval_recipe_parses(path):
+    assert script_of(path) == "scripts/benchmarks/retrieval.py"
+    (arguments,) = LeanArgumentParser([RetrievalArguments]).parse([str(path)])
+    # As in the paper's code, which has another learning rate and batch for its oldest rule.
+    expected = (1e-4, 128) if path.stem.endswith("_fwm") else (1e-3, 32)
+    assert (arguments.learning_rate, arguments.batch_size) == expected
+    assert arguments.points() and Path(arguments.output_file).parent == Path("scripts/benchmarks/results")
 
 
 @pytest.mark.parametrize("path", [*RECIPES, *LAUNCHES], ids=name)

@@ -19,6 +19,7 @@ from leanformers.modeling.fast_weight.delta_rule import naive_fwm_rule
 from leanformers.modeling.fast_weight.feature_maps import Favor, build_feature_map, normalize_features
 
 EPS = 1e-6
+CHUNK_SIZE = 32
 
 
 class RetrievalModel(nn.Module):
@@ -99,9 +100,10 @@ def read_weights(query: Tensor, key: Tensor, beta: Tensor | None, update_rule: s
     """
     By how much each written pair's value is in what is read after the last one.
 
-    The sum rule reads `sum_t (q . k_t) v_t`, attention with its scores divided by their sum. The delta rule writes
-    `u = A^-1 diag(beta) V` with `A = I + tril(diag(beta) K K^T, -1)` (see `delta_rule.py`, with a single chunk) and
-    reads `q K^T u`, so that the weights are `(q K^T A^-1) diag(beta)`: one triangular solve per query.
+    The sum rule reads `sum_t (q . k_t) v_t`, attention with its scores divided by their sum. With the delta rule a
+    pair is read by what the later ones leave of the query: from the last pair to the first, `w_t = beta_t (q_t . k_t)`
+    and `q_{t-1} = q_t - w_t k_t`. Within a chunk with keys K that is `w = q K^T (I + tril(B K K^T, -1))^-1 B`, with
+    `B = diag(beta)`.
 
     Args:
         query (`torch.Tensor`): `(batch_size, num_queries, width)`, behind the feature map.
@@ -116,10 +118,19 @@ def read_weights(query: Tensor, key: Tensor, beta: Tensor | None, update_rule: s
     if update_rule == "sum":
         scores = query @ key.mT
         return scores / (scores.sum(dim=-1, keepdim=True) + EPS)
-    key, query = normalize_features(key), normalize_features(query, EPS)
-    overlap = beta[..., None] * (key @ key.mT)  # the solve reads nothing but what is below its diagonal
-    erased = torch.linalg.solve_triangular(overlap, query @ key.mT, upper=False, left=False, unitriangular=True)
-    return erased * beta[:, None]
+    return delta_read_weights(normalize_features(query, EPS), normalize_features(key), beta)
+
+
+def delta_read_weights(query: Tensor, key: Tensor, beta: Tensor) -> Tensor:
+    """`read_weights` of the delta rule, of normalised queries and keys."""
+    weights = []
+    chunks = zip(key.split(CHUNK_SIZE, dim=1), beta.split(CHUNK_SIZE, dim=1), strict=True)
+    for keys, betas in reversed(list(chunks)):
+        overlap = betas[..., None] * keys @ keys.mT  # the solve reads nothing but what is below its diagonal
+        scores = torch.linalg.solve_triangular(overlap, query @ keys.mT, upper=False, left=False, unitriangular=True)
+        weights.append(scores * betas[:, None])
+        query = query - weights[-1] @ keys
+    return torch.cat(weights[::-1], dim=-1)
 
 
 def fwm_read(query: Tensor, key: Tensor, value: Tensor, beta: Tensor) -> Tensor:
