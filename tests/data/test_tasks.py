@@ -1,13 +1,15 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
-"""Number words: right, reproducible, spread over all lengths, and never in two splits."""
+"""Number words: right, reproducible, spread over all lengths, and never in two splits. Pairs to remember: as often as
+the setting says, and asked for by what was written last."""
 
 import random
 from collections import Counter
 
 import pytest
+import torch
 from num2words import num2words
 
-from leanformers.data.tasks import _draw_numbers, number_translation
+from leanformers.data.tasks import AssociativeRetrieval, _draw_numbers, number_translation
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +52,59 @@ def test_every_number_can_be_drawn_once():
 def test_more_numbers_than_there_are(count):
     with pytest.raises(ValueError, match=f"ask for {count} numbers"):
         number_translation(train_size=count, validation_size=0, test_size=0)
+
+
+def written_last(batch, row: int) -> dict[int, int]:
+    """What each key of a sequence was last given, pair by pair."""
+    return dict(zip(batch.keys[row].tolist(), batch.values[row].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("draw", [AssociativeRetrieval.batch, AssociativeRetrieval.every_query])
+def test_setting_1_writes_every_key_and_every_value_once(draw):
+    batch = draw(AssociativeRetrieval(30, setting=1), 5)
+    for numbers in (batch.keys, batch.values):
+        assert torch.equal(numbers.sort(dim=-1).values, torch.arange(30).expand(5, 30))
+        assert not torch.equal(numbers[0], numbers[1])
+    assert not torch.equal(batch.keys, batch.values)
+
+
+def test_setting_2_trains_on_twice_as_many_pairs_as_keys_and_evaluates_on_as_many():
+    task = AssociativeRetrieval(30, setting=2)
+    assert task.batch(5).keys.shape == task.batch(5).values.shape == (5, 60)
+    assert task.every_query(5).keys.shape == (5, 30)
+    many = task.batch(200)
+    # Of 60 draws from 30 numbers, 1 - (29 / 30) ** 60 of the numbers are drawn.
+    for numbers in (many.keys, many.values):
+        found = torch.tensor([len(row.unique()) for row in numbers]) / 30
+        assert 0.85 < found.float().mean() < 0.89 and found.max() <= 1
+
+
+@pytest.mark.parametrize("setting", [1, 2])
+def test_the_answer_is_the_last_value_written_under_the_key(setting):
+    task = AssociativeRetrieval(12, setting)
+    batch, every = task.batch(50), task.every_query(50)
+    rewritten = 0
+    for row in range(50):
+        query = batch.queries[row].item()
+        assert batch.answers[row].item() == written_last(batch, row)[query]
+        first = batch.values[row][batch.keys[row] == query][0].item()
+        rewritten += first != batch.answers[row].item()
+        last = written_last(every, row)
+        assert every.answers[row].tolist() == [last.get(key, -100) for key in every.queries[row].tolist()]
+    assert every.queries.tolist() == [list(range(12))] * 50
+    assert (every.answers.min() == -100) == (setting == 2) and (rewritten > 10) == (setting == 2)
+
+
+def test_same_seed_same_pairs_to_remember():
+    first, again, other = (AssociativeRetrieval(10, setting=2, seed=seed) for seed in (1, 1, 2))
+    for draw in (AssociativeRetrieval.batch, AssociativeRetrieval.every_query, AssociativeRetrieval.batch):
+        expected = draw(first, 4)
+        assert all(map(torch.equal, expected, draw(again, 4)))
+        assert not torch.equal(expected.keys, draw(other, 4).keys)
+
+
+def test_no_keys_and_no_such_setting():
+    with pytest.raises(ValueError, match="num_keys must be at least 1, got 0"):
+        AssociativeRetrieval(0, setting=1)
+    with pytest.raises(ValueError, match=r"setting must be 1 .* or 2 .*, got 3"):
+        AssociativeRetrieval(10, setting=3)

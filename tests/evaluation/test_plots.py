@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from leanformers.plots import _panels, training_curves
+from leanformers.plots import _panels, retrieval_losses, training_curves
 
 
 def trainer_log(steps: int = 200) -> list[dict]:
@@ -67,3 +67,18 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"leanformers\[bench\]"):
         training_curves(trainer_log(), tmp_path / "curves.png")
+
+
+def test_retrieval_losses_are_drawn_and_those_off_the_scale_at_its_edge(tmp_path):
+    pytest.importorskip("matplotlib")
+    points = [{"curve": "dpfp1_sum", "num_keys": keys, "best_loss": keys / 400} for keys in (20, 160)]
+    fwm = {"curve": "tanh_fwm", "num_keys": 20, "best_loss": 1.5}
+    first = retrieval_losses([*points, fwm], tmp_path / "new_folder" / "a.png", "a title").read_bytes()
+    assert retrieval_losses([fwm, *points[::-1]], tmp_path / "b.png", "a title").read_bytes() == first
+    assert retrieval_losses([*points, {**fwm, "best_loss": 9.0}], tmp_path / "c.png", "a title").read_bytes() == first
+    assert retrieval_losses(points, tmp_path / "d.png", "a title").read_bytes() != first
+
+
+def test_no_retrieval_losses_to_draw(tmp_path):
+    with pytest.raises(ValueError, match="None of 1 points has a finite loss"):
+        retrieval_losses([{"curve": "favor64_delta", "num_keys": 140, "best_loss": math.nan}], tmp_path / "a.png")

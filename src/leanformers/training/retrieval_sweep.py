@@ -58,6 +58,8 @@ class RetrievalArguments:
         for name in ("max_steps", "eval_steps", "eval_sequences", "batch_size", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not self.num_keys:
+            raise ValueError("num_keys must name at least one number of keys.")
         for num_keys in self.num_keys:
             AssociativeRetrieval(num_keys, self.setting)
         for curve in self.curves:
@@ -86,7 +88,7 @@ def build_model(curve: str, num_keys: int, hidden_size: int) -> RetrievalModel:
     """The model of a curve, as in `"softmax"`, `"elu_plus_one_sum"`, `"dpfp2_delta"` or `"favor64_sum"`."""
     if curve == "softmax":
         return RetrievalModel(num_keys, "softmax", hidden_size=hidden_size)
-    match = re.fullmatch(r"(\D+?)(\d*)_(sum|delta|fwm)", curve)
+    match = re.fullmatch(r"(\D+?)([1-9]\d*|)_(sum|delta|fwm)", curve)
     if match is None:
         raise ValueError(f"A curve is softmax or FEATURES_RULE, as in dpfp2_delta; got {curve!r}.")
     feature_map, number, update_rule = match.groups()
