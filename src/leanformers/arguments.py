@@ -133,8 +133,8 @@ class LanguageModelingDataArguments(DataArguments):
     carry_state: bool = field(
         default=False,
         metadata={
-            "help": "Cut the text into as many parts as a batch has rows, read each from end to end, in blocks, and let "
-            "each block go on with the memory that the one before it left; for models with a fast weight memory."
+            "help": "Cut the text into as many parts as a batch has rows, read each from end to end in blocks, and "
+            "begin a block with the memory that the one before it left; for models with a fast weight memory."
         },
     )
     tokenizer_type: Literal["bpe", "unigram", "word"] = field(

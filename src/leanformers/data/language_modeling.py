@@ -5,6 +5,7 @@ What is unusual here:
 
 - Blocks overlap by one token, so that an epoch predicts every token once; the last block is as long as it is.
 - Evaluation scores every token once, the first of a text included: `</s>` stands before it.
+- A model that carries its memory from segment to segment reads lanes, each a part of the stream from end to end.
 - Words are counted in the text, not in the tokens: perplexities per word compare across tokenizers.
 """
 
@@ -212,6 +213,67 @@ class EvaluationWindows(torch.utils.data.Dataset):
             "input_ids": torch.from_numpy(self.tokens[first:end].astype(np.int64)),
             "shift_labels": torch.from_numpy(following),
         }
+
+
+class LaneSegments(torch.utils.data.Dataset):
+    """A stream in `num_lanes` lanes of equal length, side by side: row `t * num_lanes + lane` is a lane's segment t.
+
+    In batches of `num_lanes` rows in order, each segment follows the one before it in its lane. A row has `input_ids`,
+    of which no token is read twice, `shift_labels` as in `EvaluationWindows`, which predict every token but the first
+    of the stream exactly once, and `labels`, which are the inputs.
+
+    Args:
+        tokens: Of all documents in a row.
+        block_size: Tokens of a segment; the last of each lane has what is left.
+        num_words, num_bytes: Of the text, if known, for what is measured per word and per byte.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[int] | np.ndarray,
+        *,
+        block_size: int,
+        num_lanes: int,
+        num_words: int | None = None,
+        num_bytes: int | None = None,
+    ):
+        check_windows(block_size, 0)
+        if len(tokens) < 2:
+            raise ValueError("A text needs at least one token after the one it begins with: there is none to score.")
+        self.tokens = np.asarray(tokens)
+        self.block_size, self.num_lanes = block_size, num_lanes
+        self.num_words, self.num_bytes = num_words, num_bytes
+        # Where the stream does not share out evenly, the first lanes have one token more.
+        lengths = np.full(num_lanes, (len(tokens) - 1) // num_lanes)
+        lengths[: (len(tokens) - 1) % num_lanes] += 1
+        self.ends = np.cumsum(lengths)
+        self.begins = self.ends - lengths
+        self.lane_length = int(lengths[0])
+
+    @classmethod
+    def of_texts(cls, dataset: Dataset, *, block_size: int, num_lanes: int) -> "LaneSegments":
+        """The lanes of a split that `tokenize_texts` made."""
+        tokens, _ = _join(dataset, separate=False)
+        return cls(
+            tokens,
+            block_size=block_size,
+            num_lanes=num_lanes,
+            num_words=sum(dataset["num_words"]),
+            num_bytes=sum(dataset["num_bytes"]),
+        )
+
+    def __len__(self) -> int:
+        return -(-self.lane_length // self.block_size) * self.num_lanes
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        segment, lane = divmod(index, self.num_lanes)
+        length = min(self.block_size, self.lane_length - segment * self.block_size)
+        inputs = self.begins[lane] + segment * self.block_size + np.arange(length)
+        # A lane that is one token shorter reads that of the next, without predicting anything from it.
+        is_own = inputs < self.ends[lane]
+        tokens = torch.from_numpy(self.tokens[inputs].astype(np.int64))
+        following = np.where(is_own, self.tokens[np.minimum(inputs + 1, self.ends[lane])], -100)
+        return {"input_ids": tokens, "labels": tokens, "shift_labels": torch.from_numpy(following.astype(np.int64))}
 
 
 def _window_spans(num_inputs: int, block_size: int, context_window: int) -> np.ndarray:

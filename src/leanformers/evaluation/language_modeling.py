@@ -1,11 +1,13 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
-"""Perplexity of language models by a sliding window: per token, per word and in bits per byte.
+"""Perplexity of language models by a sliding window, or with a memory that is carried through the text: per token, per
+word and in bits per byte.
 
 Per word and per byte are what compares across tokenizers: the same total loss, divided by what the text has of them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from inspect import signature
 
 import torch
@@ -13,11 +15,11 @@ from datasets import DatasetDict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from leanformers.arguments import LanguageModelingDataArguments
 from leanformers.data.collator import BlockCollator
-from leanformers.data.language_modeling import EvaluationWindows, load_texts, tokenize_texts
+from leanformers.data.language_modeling import EvaluationWindows, LaneSegments, load_texts, tokenize_texts
 
 from .perplexity import perplexity, row_losses, total_loss
 
@@ -56,12 +58,16 @@ def language_model_perplexity(
 
 @torch.no_grad()
 def evaluate_windows(
-    model: PreTrainedModel, windows: EvaluationWindows, *, batch_size: int = 8, progress: bool = False
+    model: PreTrainedModel, windows: EvaluationWindows | LaneSegments, *, batch_size: int = 8, progress: bool = False
 ) -> dict[str, float | int]:
-    """`language_model_perplexity` of windows, which may be those of separate documents.
+    """`language_model_perplexity` of windows, which may be those of separate documents, or of lanes, each read with a
+    memory that is carried from its beginning to its end.
 
     The model is left in the mode it was in.
     """
+    score: Callable[..., Tensor] = window_losses
+    if isinstance(windows, LaneSegments):
+        batch_size, score = windows.num_lanes, partial(segment_losses, memory=empty_memory(model))
     training = model.training
     model.eval()
     padding = model.config.pad_token_id
@@ -70,8 +76,8 @@ def evaluate_windows(
     )
     rows = []
     for batch in tqdm(loader, desc="scoring", unit="batch", disable=not progress):
-        inputs = {name: values.to(model.device) for name, values in batch.items()}
-        rows.append(window_losses(model, **inputs).cpu())
+        inputs, following = (batch[name].to(model.device) for name in ("input_ids", "shift_labels"))
+        rows.append(score(model, inputs, following).cpu())
     model.train(training)
     return summarize_text(rows, num_words=windows.num_words, num_bytes=windows.num_bytes)
 
@@ -83,6 +89,22 @@ def window_losses(model: nn.Module, input_ids: Tensor, shift_labels: Tensor) -> 
     options = {"logits_to_keep": num_scored} if "logits_to_keep" in signature(model.forward).parameters else {}
     logits = model(input_ids=input_ids, use_cache=False, **options).logits
     return row_losses(logits[:, -num_scored:], shift_labels[:, first:])
+
+
+def segment_losses(model: nn.Module, input_ids: Tensor, shift_labels: Tensor, memory: DynamicCache) -> Tensor:
+    """`row_losses` of the segments that follow those that `memory` holds; it then holds these, too."""
+    return row_losses(model(input_ids=input_ids, past_key_values=memory).logits, shift_labels)
+
+
+def empty_memory(model: PreTrainedModel) -> DynamicCache:
+    """The memory of a model before the first token, which can be carried from segment to segment."""
+    memory = DynamicCache(config=model.config)
+    if not memory.layers or not all(hasattr(layer, "detach_") for layer in memory.layers):
+        raise ValueError(
+            f"carry_state needs a model with a memory that does not grow, as FastWeight with update_rule 'delta' or "
+            f"'sum' is; this {type(model).__name__} has none."
+        )
+    return memory
 
 
 def summarize_text(
@@ -112,20 +134,33 @@ def evaluate_text_splits(
     missing = [name for name in names if name not in splits]
     if missing or not names:
         raise ValueError(f"There is no split {missing or 'test'} to evaluate; the data has {list(splits)}.")
-    windows = evaluation_windows(DatasetDict({name: splits[name] for name in names}), tokenizer, data_arguments)
+    windows = evaluation_windows(
+        DatasetDict({name: splits[name] for name in names}), tokenizer, data_arguments, num_lanes=batch_size
+    )
     return {name: evaluate_windows(model, windows[name], batch_size=batch_size, progress=True) for name in names}
 
 
 def evaluation_windows(
-    splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, data_arguments: LanguageModelingDataArguments
-) -> dict[str, EvaluationWindows]:
-    """The windows that `data_arguments` ask for, of each of these splits."""
+    splits: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    data_arguments: LanguageModelingDataArguments,
+    *,
+    num_lanes: int = 1,
+) -> dict[str, EvaluationWindows | LaneSegments]:
+    """What `data_arguments` ask to score of each of these splits: windows, or with `carry_state` that many lanes."""
+    rows = {name: tokenize_texts(split, tokenizer, data_arguments, name) for name, split in splits.items()}
+    block_size = data_arguments.block_size
+    if data_arguments.carry_state:
+        return {
+            name: LaneSegments.of_texts(split, block_size=block_size, num_lanes=num_lanes)
+            for name, split in rows.items()
+        }
     return {
         name: EvaluationWindows.of_texts(
-            tokenize_texts(split, tokenizer, data_arguments, name),
-            block_size=data_arguments.block_size,
+            split,
+            block_size=block_size,
             context_window=data_arguments.context_window,
             separate=data_arguments.pack_documents == "separate",
         )
-        for name, split in splits.items()
+        for name, split in rows.items()
     }

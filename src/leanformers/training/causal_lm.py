@@ -17,11 +17,12 @@ from transformers import (
 from transformers.utils import logging
 
 from leanformers.arguments import LanguageModelingDataArguments, ModelArguments, RunTrainingArguments
-from leanformers.data.language_modeling import TrainingBlocks, load_texts, tokenize_texts
+from leanformers.data.language_modeling import LaneSegments, TrainingBlocks, load_texts, tokenize_texts
 from leanformers.data.tokenizers import train_language_tokenizer
 from leanformers.evaluation.language_modeling import evaluation_windows
 from leanformers.evaluation.loading import load_config, loading
 
+from .carried_state import CarriedStateTrainer, check_carrying
 from .checkpoints import ARGUMENTS_FILE
 from .runs import build_config, check_saved_model, complete_run, open_run, read_config, write_arguments
 from .trainer import LanguageModelTrainer
@@ -47,7 +48,6 @@ def train_language_model(
     """
     directory = Path(training_arguments.output_dir)
     checkpoint = open_run(training_arguments)
-    separate = data_arguments.pack_documents == "separate"
     with training_arguments.main_process_first(local=False):
         splits = load_texts(data_arguments)
         if "train" not in splits:
@@ -55,15 +55,17 @@ def train_language_model(
         train_texts = splits.pop("train")
         tokenizer = prepare_tokenizer(model_arguments, data_arguments, train_texts, directory)
         train_tokens = tokenize_texts(train_texts, tokenizer, data_arguments)
-        windows = evaluation_windows(splits, tokenizer, data_arguments)
-    blocks = TrainingBlocks(train_tokens, data_arguments.block_size, separate)
+        num_lanes = training_arguments.eval_batch_size * training_arguments.world_size
+        windows = evaluation_windows(splits, tokenizer, data_arguments, num_lanes=num_lanes)
+    blocks = training_blocks(train_tokens, data_arguments, training_arguments)
     if training_arguments.should_save:
         write_arguments(directory / ARGUMENTS_FILE, model_arguments, data_arguments, training_arguments)
 
     set_seed(training_arguments.seed)
     model = prepare_model(model_arguments, tokenizer)
     check_fit(model, tokenizer, data_arguments, training_arguments)
-    trainer = LanguageModelTrainer(
+    trainer_class = CarriedStateTrainer if data_arguments.carry_state else LanguageModelTrainer
+    trainer = trainer_class(
         model=model,
         args=training_arguments,
         tokenizer=tokenizer,
@@ -71,6 +73,23 @@ def train_language_model(
         eval_dataset=windows.get("validation"),
     )
     return complete_run(trainer, checkpoint, windows, "scripts/train_clm.py")
+
+
+def training_blocks(
+    tokens: Dataset, data_arguments: LanguageModelingDataArguments, training_arguments: RunTrainingArguments
+) -> TrainingBlocks | LaneSegments:
+    """What is trained on: blocks in random order, or with `carry_state` a lane for every row of a step."""
+    block_size = data_arguments.block_size
+    if not data_arguments.carry_state:
+        return TrainingBlocks(tokens, block_size, data_arguments.pack_documents == "separate")
+    num_lanes = training_arguments.train_batch_size * training_arguments.world_size
+    lanes = LaneSegments.of_texts(tokens, block_size=block_size, num_lanes=num_lanes)
+    if lanes.lane_length < block_size:
+        raise ValueError(
+            f"The training text has {len(lanes.tokens)} tokens, fewer than one block of block_size={block_size} for "
+            f"each of the {num_lanes} rows of a step: take smaller blocks, fewer rows or more text."
+        )
+    return lanes
 
 
 def prepare_tokenizer(
@@ -142,6 +161,8 @@ def check_fit(
 ) -> None:
     """Refuse what the model cannot do before any time is spent on it."""
     config = model.config
+    if data_arguments.carry_state:
+        check_carrying(model, training_arguments)
     if config.vocab_size < len(tokenizer):
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens, but the model's vocabulary only {config.vocab_size}: use the "

@@ -23,7 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from leanformers.arguments import RunTrainingArguments, TranslationTrainingArguments
 from leanformers.data.collator import BlockCollator, TranslationCollator
-from leanformers.data.language_modeling import EvaluationWindows, TrainingBlocks
+from leanformers.data.language_modeling import EvaluationWindows, LaneSegments, TrainingBlocks
 from leanformers.data.tokenizers import TranslationTokenizers
 from leanformers.evaluation.language_modeling import summarize_text, window_losses
 from leanformers.evaluation.perplexity import row_losses, summarize
@@ -141,8 +141,8 @@ class LanguageModelTrainer(RunTrainer):
         model: PreTrainedModel,
         args: RunTrainingArguments,
         tokenizer: PreTrainedTokenizerBase,
-        train_dataset: TrainingBlocks,
-        eval_dataset: EvaluationWindows | None = None,
+        train_dataset: TrainingBlocks | LaneSegments,
+        eval_dataset: EvaluationWindows | LaneSegments | None = None,
     ):
         padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         super().__init__(
@@ -167,7 +167,11 @@ class LanguageModelTrainer(RunTrainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            rows = window_losses(model, **inputs)
+            rows = self._score(model, inputs["input_ids"], inputs["shift_labels"])
         self._row_losses.append(self.accelerator.gather_for_metrics(rows).cpu())
         loss, num_tokens = rows.sum(dim=0)
         return loss / num_tokens, None, None
+
+    def _score(self, model, input_ids: torch.Tensor, shift_labels: torch.Tensor) -> torch.Tensor:
+        """`row_losses` of one batch of evaluation."""
+        return window_losses(model, input_ids, shift_labels)
