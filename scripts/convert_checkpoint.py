@@ -3,12 +3,18 @@
 
     python scripts/convert_checkpoint.py --family anthe --source original.safetensors --output converted
 
-The source is .safetensors, with the hyper-parameters as metadata, or .npz with them in a JSON file, or a checkpoint of
-fairseq, .pt. With a checkpoint's dictionaries (dict.<language>.txt, or dict.txt of a language model) and its BPE codes
+The source is .safetensors, with the hyper-parameters as metadata, or .npz with them in a JSON file, or a .pt: a
+checkpoint of fairseq, a state dict with config.json beside it, or a whole model of FastWeight's original. Nothing in
+it is run. With a checkpoint's dictionaries (dict.<language>.txt, or dict.txt of a language model) and its BPE codes
 (code, codes or bpecodes) beside it, the folder is a whole one, with tokenizers and a card. They expect text as fairseq
 got it before BPE: tokenised as the training data was, words separated by spaces.
 
     python scripts/convert_checkpoint.py --family delight --source data-bin/checkpoint_best.pt --output converted
+
+So it is with vocab.txt, one word per line by ids, which the original of FastWeight gives so:
+`open("vocab.txt", "w").write("\\n".join(corpus.vocab.idx2sym))`.
+
+    python scripts/convert_checkpoint.py --family fast_weight --source best_model.pt --output converted
 """
 
 import argparse
@@ -30,13 +36,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--dict-dir", help="the folder of fairseq's dictionaries; default: that of a .pt source")
     parser.add_argument("--codes", help="the BPE codes of subword-nmt; default: those beside the dictionaries")
+    parser.add_argument("--vocabulary", help="a file of words; default: vocab.txt beside the source, if there is one")
     parser.add_argument(
         "--allow-noncausal-gate",
         action="store_true",
         help="anthe: convert also a gate order whose cross-attention reads ahead, to compare with the original",
     )
     arguments = parser.parse_args(argv)
-    options = {"dict_dir": arguments.dict_dir, "codes": arguments.codes}
+    options = {"dict_dir": arguments.dict_dir, "codes": arguments.codes, "vocabulary": arguments.vocabulary}
     if arguments.allow_noncausal_gate:
         options["allow_noncausal_gate"] = True
     try:

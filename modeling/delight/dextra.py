@@ -24,6 +24,10 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
+# From here on it pays to write gradients of group linear transforms in the order in which they are read.
+MANY_TOKENS = 64
+SILU = type(ACT2FN["silu"])
+
 
 class GroupLinearShape(NamedTuple):
     in_features: int
@@ -146,28 +150,37 @@ def group_linear(
     hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shuffle: bool = True
 ) -> torch.Tensor:
     """`naive_group_linear` as one batched product that reads the groups through strides; the shuffle is one copy."""
-    num_groups, group_in, group_out = weight.shape
-    chunks = hidden_states.reshape(hidden_states.shape[:-1].numel(), num_groups, group_in).transpose(0, 1)
+    batch, (num_groups, group_in, group_out) = hidden_states.shape[:-1], weight.shape
+    chunks = hidden_states.reshape(batch.numel(), num_groups, group_in).transpose(0, 1)
+    bias = bias.unsqueeze(1)
     dims = (1, 2, 0) if shuffle else (1, 0, 2)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        outputs = PermutedSum.apply(torch.bmm(chunks, weight), bias[:, None], dims)
-    else:  # without gradients that is slower for few tokens, and a compiler fuses the plain form
-        outputs = torch.baddbmm(bias[:, None], chunks, weight).permute(dims)  # from [num_groups, tokens, group_out]
-    return outputs.reshape(*hidden_states.shape[:-1], num_groups, group_out)
+    # A compiler fuses the plain form.
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled() and batch.numel() >= MANY_TOKENS:
+        outputs = PermutedSum.apply(torch.bmm(chunks, weight), bias, dims)
+    else:
+        outputs = torch.baddbmm(bias, chunks, weight).permute(dims)  # from [num_groups, tokens, group_out]
+    return outputs.reshape(*batch, num_groups, group_out)
+
+
+def activate(activation: nn.Module, fresh: torch.Tensor) -> torch.Tensor:
+    """`activation(fresh)`; without gradients SiLU overwrites `fresh`, which nothing else may need."""
+    if isinstance(activation, SILU) and not torch.is_grad_enabled():
+        return nn.functional.silu(fresh, inplace=True)
+    return activation(fresh)
 
 
 def mix(projected: torch.Tensor, chunks: torch.Tensor) -> torch.Tensor:
-    """`[..., x]` and `[..., num_groups, n]` -> `[..., x + num_groups * n]`: a chunk of `x0` before each chunk."""
-    tokens, (num_groups, size) = projected.shape[:-1], chunks.shape[-2:]
-    x0_size = projected.shape[-1] // num_groups
-    mixed = torch.cat([projected.view(*tokens, num_groups, x0_size), chunks], dim=-1)
-    return mixed.view(*tokens, num_groups * (x0_size + size))
+    """`[tokens, x]` and `[tokens, num_groups, n]` -> `[tokens, x + num_groups * n]`: a chunk of `x0` before each."""
+    num_tokens, num_groups, size = chunks.shape
+    x0_size = projected.shape[1] // num_groups
+    mixed = torch.cat([projected.view(num_tokens, num_groups, x0_size), chunks], dim=2)
+    return mixed.view(num_tokens, num_groups * (x0_size + size))
 
 
 class GroupLinear(nn.Module):
     """
-    A group linear transform with its norm and activation: `[..., in_features]` -> `[..., out_chunks, n]`, whose chunks
-    side by side are the `out_features`.
+    A group linear transform with its norm and activation: `[tokens, in_features]` -> `[tokens, out_chunks, n]`, whose
+    chunks side by side are the `out_features`.
 
     Args:
         shape (`GroupLinearShape`): widths and number of groups.
@@ -216,7 +229,7 @@ class GroupLinear(nn.Module):
         outputs = self.norm(group_linear(hidden_states, self.weight, self.bias, self.shuffle))
         # Cut for the next layer before the activation: its gradient then comes as one piece, and is not copied.
         size = self.out_features // self.out_chunks
-        outputs = self.activation(outputs.view(*hidden_states.shape[:-1], self.out_chunks, size))
+        outputs = activate(self.activation, outputs.view(len(hidden_states), self.out_chunks, size))
         return self.dropout(outputs) if self.training else outputs
 
 
@@ -267,11 +280,14 @@ class DExTra(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        projected = self.dropout(self.activation(self.in_norm(self.in_proj(hidden_states))))
+        batch = hidden_states.shape[:-1]
+        hidden_states = hidden_states.reshape(batch.numel(), hidden_states.shape[-1])
+        projected = self.dropout(activate(self.activation, self.in_norm(self.in_proj(hidden_states))))
         hidden_states = projected
         for layer in self.layers:
             hidden_states = mix(projected, layer(hidden_states))
-        return self.dropout(self.activation(self.out_norm(self.out_proj(hidden_states))))
+        outputs = self.dropout(activate(self.activation, self.out_norm(self.out_proj(hidden_states))))
+        return outputs.view(*batch, outputs.shape[-1])
 
 
 def naive_layer_norm(hidden_states: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:

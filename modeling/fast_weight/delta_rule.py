@@ -118,8 +118,8 @@ def chunk_sum_rule(
         return _apart(chunk_sum_rule, cu_seqlens, (query, key, value), initial_state, options)
     state = _initial_state(key, value, initial_state)
     with _full_precision(query):
-        inputs = [tensor.to(state.dtype) for tensor in (query, key, value)]
-        output, state = _in_chunks(*inputs, None, state, document_ids, chunk_size)
+        q, k, v = (tensor.to(state.dtype) for tensor in (query, key, value))
+        output, state = _in_chunks(q, k, v, None, state, document_ids, chunk_size)
     return output.to(value.dtype), state if output_final_state else None
 
 
@@ -172,8 +172,8 @@ def chunk_delta_rule(
         return _apart(chunk_delta_rule, cu_seqlens, (query, key, value, beta), initial_state, options)
     state = _initial_state(key, value, initial_state)
     with _full_precision(query):
-        inputs = [tensor.to(state.dtype) for tensor in (query, key, value, beta)]
-        output, state = _in_chunks(*inputs, state, document_ids, chunk_size)
+        q, k, v, b = (tensor.to(state.dtype) for tensor in (query, key, value, beta))
+        output, state = _in_chunks(q, k, v, b, state, document_ids, chunk_size)
     return output.to(value.dtype), state if output_final_state else None
 
 

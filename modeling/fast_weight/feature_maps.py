@@ -87,26 +87,30 @@ class Favor(nn.Module):
         eps (`float`): see `favor`.
     """
 
+    projection: torch.Tensor
+
     def __init__(self, head_dim: int, num_features: int, layout: str = "columns", eps: float = 1e-4):
         super().__init__()
-        self.layout, self.eps = layout, eps
+        self.head_dim, self.num_features, self.layout, self.eps = head_dim, num_features, layout, eps
         self.register_buffer("projection", torch.empty(head_dim, num_features))
 
     def extra_repr(self) -> str:
-        head_dim, num_features = self.projection.shape
-        return f"{head_dim}, {num_features}, layout={self.layout!r}, eps={self.eps}"
+        return f"{self.head_dim}, {self.num_features}, layout={self.layout!r}, eps={self.eps}"
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        init.copy_(self.projection, favor_projection(*self.projection.shape, self.layout))
+        init.copy_(self.projection, self._draw())
 
     @torch.no_grad()
     def redraw(self) -> None:
         """A new matrix in place of the old one, which a pending backward pass still needs as it is."""
-        self.projection = favor_projection(*self.projection.shape, self.layout).to(self.projection)
+        self.projection = self._draw().to(self.projection)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return favor(x, self.projection, self.eps)
+
+    def _draw(self) -> torch.Tensor:
+        return favor_projection(self.head_dim, self.num_features, self.layout)
 
 
 class FeatureMap(nn.Module):

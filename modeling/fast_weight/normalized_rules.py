@@ -13,6 +13,8 @@ without softmax sum to:
 The original has no paddings or documents: here a zero key leaves z as it is, and each document begins with an empty z.
 """
 
+from typing import Any, cast
+
 import torch
 from torch.nn.functional import pad
 
@@ -96,12 +98,12 @@ def normalized_rule(
         write_key, beta = key / (kappa + eps), beta * kappa[..., 0]
 
     dtype = value.dtype if has_kernel(value, key.shape[-1]) else key.dtype
-    inputs = [tensor.to(dtype) for tensor in (query, write_key, value)]
-    options = {"initial_state": initial_state, "output_final_state": True, "document_ids": document_ids}
+    q, k, v = query.to(dtype), write_key.to(dtype), value.to(dtype)
+    options: dict[str, Any] = {"initial_state": initial_state, "document_ids": document_ids}
     if beta is None:
-        output, state = chunk_sum_rule(*inputs, **options)
+        output, state = chunk_sum_rule(q, k, v, output_final_state=True, **options)
     else:
-        output, state = chunk_delta_rule(*inputs, beta.to(dtype), **options)
+        output, state = chunk_delta_rule(q, k, v, beta.to(dtype), output_final_state=True, **options)
     output = output.to(query.dtype)
     if attention_norm != "none":
         output = output / ((after * query).sum(dim=-1, keepdim=True) + eps)
@@ -118,6 +120,7 @@ def key_sums(
     after, last = chunk_sum_rule(
         *(ones, ones, key), initial_state=first[:, :, None], output_final_state=True, document_ids=document_ids
     )
+    last = cast(torch.Tensor, last)
     before = torch.cat([first[:, None], after], dim=1)[:, :-1]
     if document_ids is not None:
         goes_on = pad(document_ids[:, 1:] == document_ids[:, :-1], (1, 0), value=True)

@@ -6,9 +6,8 @@ percent: Llama's gated feed-forward layer has three matrices, and is made narrow
 and the growing cache that `generate` gives it.
 
 Lengths double up to `longest`. A training step always has half as many tokens as that, in rows of the length that is
-measured. A decoding step is one token at batch size 1 after a cache that has seen so many, a copy made while one text
-of `longest` tokens was read in small pieces. Run as a script, this file measures the peak memory of one contender in a
-process of its own.
+measured. A decoding step is one token at batch size 1 after a cache that has seen so many. A process of its own
+measures the peak memory of that, and reads these tokens in pieces of the shortest length.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ import leanformers  # noqa: F401  registers our families with the Auto classes
 from leanformers.accounting import cache_bytes, count_parameters
 
 KIBIBYTE = 2**10
+READING_PIECE = 1024  # tokens that are read at once
 DECODING_LENGTHS, TRAINING_LENGTHS, MEMORY_LENGTHS = (128, 64, 32, 16, 8, 4, 2, 1), (32, 16, 8, 4, 2), (128, 8, 1)
 
 
@@ -140,42 +140,35 @@ def prefill(settings: Settings) -> Iterator[Case]:
 
 
 @torch.no_grad()
-def read(model: PreTrainedModel, length: int, piece: int) -> DynamicCache:
-    """A cache that has seen so many tokens, read in pieces of that size."""
-    cache = DynamicCache(config=model.config)
-    for tokens in random_tokens(model, 1, length).split(piece, dim=1):
+def read(model: PreTrainedModel, length: int, piece: int, cache: DynamicCache | None = None) -> DynamicCache:
+    """A cache that has seen so many tokens, those after `cache` read in pieces of that size."""
+    cache = DynamicCache(config=model.config) if cache is None else cache
+    for tokens in random_tokens(model, 1, length)[:, cache.get_seq_length() :].split(piece, dim=1):
         model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return cache
 
 
-@torch.no_grad()
-def caches(model: PreTrainedModel, settings: Settings) -> dict[int, DynamicCache]:
-    """Length -> a cache that has seen so many tokens."""
-    found, cache, piece = {}, DynamicCache(config=model.config), piece_size(settings)
-    for tokens in random_tokens(model, 1, settings.longest).split(piece, dim=1):
-        model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        seen = cache.get_seq_length()
-        if seen in lengths(settings, DECODING_LENGTHS):
-            found[seen] = copy.deepcopy(cache)
-    return found
-
-
-def piece_size(settings: Settings) -> int:
-    return lengths(settings, DECODING_LENGTHS)[0]
-
-
 def decoding(settings: Settings) -> Iterator[Case]:
-    """Tokens per second of single steps at batch size 1."""
-    found = models(settings)
-    seen = {name: caches(model, settings) for name, model in found.items()}
+    """Tokens per second of single steps at batch size 1, and the size of the cache that they go on from."""
+    found, read_so_far = models(settings), dict.fromkeys(contenders(settings))
     for length in lengths(settings, DECODING_LENGTHS):
+        for name, model in found.items():
+            read_so_far[name] = read(model, length, READING_PIECE, read_so_far[name])
+        caches = copy.deepcopy(read_so_far)
+        common = {"shapes": {"batch_size": 1, "length": length}, "models": describe(found)}
+        yield Case(
+            name=f"cache, after {length} tokens",
+            unit="KiB",
+            contenders={name: partial(kibibytes, caches[name]) for name in found},
+            most_repeats=1,
+            **common,
+        )
         yield Case(
             name=f"decoding step, after {length} tokens",
             unit="tokens/s",
-            shapes={"batch_size": 1, "length": length},
-            contenders={name: steps(model, seen[name][length], settings) for name, model in found.items()},
+            contenders={name: steps(model, caches[name], settings) for name, model in found.items()},
             tokens=settings.new_tokens,
-            models=describe(found),
+            **common,
         )
 
 
@@ -191,21 +184,6 @@ def steps(model: PreTrainedModel, cache: DynamicCache, settings: Settings) -> Ca
             cache.crop(-settings.new_tokens)
 
     return call
-
-
-def cache(settings: Settings) -> Iterator[Case]:
-    """Size of the cache of one row."""
-    found = models(settings)
-    seen = {name: caches(model, settings) for name, model in found.items()}
-    for length in lengths(settings, DECODING_LENGTHS):
-        yield Case(
-            name=f"cache, after {length} tokens",
-            unit="KiB",
-            shapes={"batch_size": 1, "length": length},
-            contenders={name: partial(kibibytes, seen[name][length]) for name in found},
-            models=describe(found),
-            most_repeats=1,
-        )
 
 
 def kibibytes(cache: DynamicCache) -> float:
@@ -233,7 +211,7 @@ def main(contender: str, length: int, settings: dict) -> None:
 
     def work() -> None:
         model = build(contenders(chosen)[contender], chosen).eval()
-        steps(model, read(model, length, piece_size(chosen)), chosen)()
+        steps(model, read(model, length, lengths(chosen, DECODING_LENGTHS)[0]), chosen)()
 
     print(added_memory(work, chosen))
 

@@ -20,7 +20,6 @@ BENCHMARKS = {
     "fast_weight_training": "fast_weight:training",
     "fast_weight_prefill": "fast_weight:prefill",
     "fast_weight_decoding": "fast_weight:decoding",
-    "fast_weight_cache": "fast_weight:cache",
     "fast_weight_memory": "fast_weight:memory",
 }
 # What is measured of a family unless --preset says otherwise.

@@ -3,7 +3,7 @@
 
     python scripts/benchmarks/run.py --bench anthe_training anthe_generation --threads 2 --json out.json
     python scripts/benchmarks/run.py --bench anthe_training --base main   # the same on another commit, and the ratio
-    python scripts/benchmarks/run.py --bench fast_weight_decoding fast_weight_cache --longest 4096
+    python scripts/benchmarks/run.py --bench fast_weight_training fast_weight_decoding --longest 4096
     python scripts/benchmarks/run.py --bench delight_dextra --preset configs/model/delight/wmt14_en_de_640.json
 
 Each sample of a contender is followed by one of the other, so that a noisy machine hits both. Reported are medians

@@ -10,6 +10,12 @@ from leanformers.modeling.delight import (
     DeLighTForConditionalGeneration,
     DeLighTModel,
 )
+from leanformers.modeling.fast_weight import (
+    FastWeightConfig,
+    FastWeightForCausalLM,
+    FastWeightForSequenceClassification,
+    FastWeightModel,
+)
 
 ANTHE_HEADS = {"base": AntheModel, "seq2seq_lm": AntheForSeq2SeqLM}
 ANTHE_SIZES = {
@@ -41,6 +47,19 @@ DELIGHT_LM_SKIPS = {
     "float32",
 }
 
+FAST_WEIGHT_SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+FAST_WEIGHT_HEADS = {
+    "base": FastWeightModel,
+    "causal_lm": FastWeightForCausalLM,
+    "sequence_classification": FastWeightForSequenceClassification,
+}
+
 
 def attention_shapes(self, batch_size, seq_length, config):
     """KgV stores no keys of cross-attention (`seq_length` None), only one number a head in their place."""
@@ -48,6 +67,28 @@ def attention_shapes(self, batch_size, seq_length, config):
     if seq_length is None:
         return (batch_size, heads, 1), (batch_size, heads, head_dim)
     return ((batch_size, heads, seq_length, head_dim),) * 2
+
+
+def check_memories(self, batch_size, past_key_values, seq_length, config):
+    """In place of keys and values as long as the text, one memory a block, which is not."""
+    self.assertEqual(len(past_key_values), config.num_hidden_layers)
+    for layer in past_key_values.layers:
+        memory, _ = layer.read()
+        self.assertEqual(memory.shape[:2], (batch_size, config.num_attention_heads))
+        self.assertEqual(memory.shape[3], config.head_dim)
+
+
+def fast_weight(name, attrs=None, skip=None, **fields):
+    """A model with memories."""
+    return Family(
+        name=name,
+        config_class=FastWeightConfig,
+        config_kwargs=FAST_WEIGHT_SIZES | fields,
+        heads=FAST_WEIGHT_HEADS,
+        test_attrs={"has_attentions": False} | (attrs or {}),
+        test_overrides={"_check_past_key_values_for_generate": check_memories},
+        skip=skip or {},
+    )
 
 
 FAMILIES = [
@@ -114,5 +155,21 @@ FAMILIES = [
         config_kwargs=DELIGHT_LM | {"adaptive_cutoffs": [20, 50]},
         heads=DELIGHT_LM_HEADS,
         skip=DELIGHT_LM_SKIPS,
+    ),
+    fast_weight("FastWeight"),
+    fast_weight(
+        "FastWeightSum",
+        update_rule="sum",
+        attention_norm="output",
+        feature_map="favor",
+        favor_redraw=False,
+        norm_position="post",
+    ),
+    fast_weight("FastWeightAdaptive", adaptive_cutoffs=[20, 50], attention_norm="full", feature_map="elu_plus_one"),
+    Family(
+        name="FastWeightSoftmax",
+        config_class=FastWeightConfig,
+        config_kwargs=FAST_WEIGHT_SIZES | {"update_rule": "softmax", "position_embedding_type": "sinusoidal"},
+        heads=FAST_WEIGHT_HEADS,
     ),
 ]

@@ -9,9 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers.activations import ACT2FN
 
+from leanformers.modeling.delight import dextra
 from leanformers.modeling.delight.dextra import (
     DExTra,
+    activate,
     blockwise_depths,
     blockwise_widths,
     dextra_shapes,
@@ -37,6 +40,12 @@ UNITS = [
     ("dextra", 4, 1),
 ]
 units = pytest.mark.parametrize(("layout", "depth", "max_groups"), UNITS)
+
+
+@pytest.fixture(params=[1, 1000], ids=["as_for_many_tokens", "as_for_few_tokens"])
+def either_form(request, monkeypatch):
+    """With gradients, a group linear transform has one form for few tokens and one for many."""
+    monkeypatch.setattr(dextra, "MANY_TOKENS", request.param)
 
 
 def gradients(output: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -68,7 +77,7 @@ def build(layout: str = "dextra", depth: int = 5, max_groups: int = 8, width: in
 @batches
 @shuffled
 @pytest.mark.parametrize("num_groups", [1, 2, 4, 8, 32])
-def test_group_linear_is_the_naive_one(num_groups, shuffle, batch):
+def test_group_linear_is_the_naive_one(num_groups, shuffle, batch, either_form):
     weight, bias = transform(num_groups)
     hidden_states = torch.randn(*batch, 64, dtype=torch.float64, requires_grad=True)
     fast = group_linear(hidden_states, weight, bias, shuffle)
@@ -86,7 +95,7 @@ STRIDES = {
 
 @pytest.mark.parametrize("strides", STRIDES)
 @pytest.mark.parametrize("num_groups", [1, 4])
-def test_inputs_have_any_strides(num_groups, strides):
+def test_inputs_have_any_strides(num_groups, strides, either_form):
     weight, bias = transform(num_groups)
     hidden_states = STRIDES[strides]().requires_grad_()
     assert not hidden_states.is_contiguous()
@@ -182,7 +191,7 @@ def test_unit_is_the_naive_one(layout, depth, max_groups, batch):
 
 
 @units
-def test_unit_is_the_naive_one_in_float32(layout, depth, max_groups):
+def test_unit_is_the_naive_one_in_float32(layout, depth, max_groups, either_form):
     unit = build(layout, depth, max_groups).float()
     hidden_states = torch.randn(3, 21, 64, requires_grad=True)
     inputs = [hidden_states, *unit.parameters()]
@@ -191,14 +200,14 @@ def test_unit_is_the_naive_one_in_float32(layout, depth, max_groups):
 
 @shuffled
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations(activation, shuffle):
+def test_activations(activation, shuffle, either_form):
     unit = build(activation=activation, shuffle=shuffle)
     hidden_states = torch.randn(2, 9, 64, dtype=torch.float64, requires_grad=True)
     inputs = [hidden_states, *unit.parameters()]
     assert_same(unit(hidden_states), naive_dextra(hidden_states, unit), inputs, **EXACT)
 
 
-def test_second_gradients_are_right():
+def test_second_gradients_are_right(either_form):
     unit = build(depth=3, max_groups=2, width=8)
     hidden_states = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
     weight = unit.layers[1].weight
@@ -211,7 +220,7 @@ def test_second_gradients_are_right():
     assert torch.autograd.gradgradcheck(call, (hidden_states, weight), fast_mode=True)
 
 
-def test_no_tokens_give_no_outputs():
+def test_no_tokens_give_no_outputs(either_form):
     unit = build().float()
     for batch in ((0,), (2, 0), (0, 3)):
         output = unit(torch.zeros(*batch, 64, requires_grad=True))
@@ -424,6 +433,29 @@ def test_one_gain_and_bias_for_all_groups():
         assert layer.bias.shape == (layer.num_groups, layer.out_features // layer.num_groups)
 
 
+@pytest.mark.parametrize("name", ["silu", "gelu", "relu"])
+def test_silu_overwrites_without_gradients_alone(name):
+    fresh = torch.randn(5, 8)
+    activation, before = ACT2FN[name], fresh.clone()
+    output = activate(activation, fresh)
+    assert torch.equal(output, activation(before)) and torch.equal(fresh, before)
+    with torch.no_grad():
+        assert torch.equal(activate(activation, fresh), output)
+    assert torch.equal(fresh, output if name == "silu" else before)
+
+
+def test_nothing_of_the_caller_is_overwritten():
+    unit, hidden_states = build(), torch.randn(5, 64, dtype=torch.float64)
+    seen = []
+    for layer in unit.layers:
+        layer.register_forward_hook(lambda _, inputs, output: seen.extend([(x, x.clone()) for x in (*inputs, output)]))
+    seen.append((hidden_states, hidden_states.clone()))
+    with torch.no_grad():
+        unit(hidden_states)
+    assert len(seen) == 2 * len(unit.layers) + 1
+    assert all(torch.equal(now, before) for now, before in seen)
+
+
 @pytest.mark.parametrize("place", ["input", "first", "last"])
 def test_every_layer_of_a_unit_drops_out(place):
     unit = build(dropout=0.25, depth=3, width=256).train()
@@ -453,7 +485,7 @@ def test_no_dropout_in_evaluation():
 @pytest.mark.parametrize(
     ("layout", "depth", "max_groups"), [("dextra", 2, 2), ("dextra", 5, 4), ("dextra", 8, 8), ("define", 5, 4)]
 )
-def test_bfloat16_strays_no_further_than_the_naive_form(layout, depth, max_groups):
+def test_bfloat16_strays_no_further_than_the_naive_form(layout, depth, max_groups, either_form):
     unit = build(layout, depth, max_groups).bfloat16()
     hidden_states = torch.randn(3, 21, 64).bfloat16().requires_grad_()
     wide, wide_states = build(layout, depth, max_groups).float(), hidden_states.detach().float().requires_grad_()
@@ -475,7 +507,7 @@ def test_bfloat16_strays_no_further_than_the_naive_form(layout, depth, max_group
     assert_low_precision_close("gradients", *found)
 
 
-def test_autocast_computes_in_bfloat16():
+def test_autocast_computes_in_bfloat16(either_form):
     unit = build().float()
     hidden_states = torch.randn(4, 5, 64, requires_grad=True)
     expected = unit(hidden_states)

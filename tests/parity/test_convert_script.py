@@ -84,7 +84,7 @@ def test_bad_sources(tmp_path, source):
         read_checkpoint(tmp_path / "nowhere.safetensors")
     pickled = tmp_path / "model.bin"
     torch.save({"a": torch.ones(1)}, pickled)
-    with pytest.raises(ValueError, match=r"neither .safetensors nor .npz nor fairseq's .pt"):
+    with pytest.raises(ValueError, match=r"neither .safetensors nor .npz nor .pt"):
         read_checkpoint(pickled)
     np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="plain arrays"):

@@ -13,10 +13,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from ..data.tokenizers import TranslationTokenizers
 from ..registry import get_family
-from .fairseq import read_fairseq, read_tokenizers
+from .fairseq import read_tokenizers
+from .torch_files import read_torch_file
+from .vocabulary import read_vocabulary
 
 __all__ = ["convert_checkpoint", "convert_state_dict", "read_checkpoint"]
+
+# Of a folder, the first of these is the checkpoint.
+CHECKPOINT_NAMES = ("weights.safetensors", "weights.pt", "best_model.pt")
+VOCABULARY = "vocab.txt"
 
 
 def convert_state_dict(
@@ -28,7 +35,7 @@ def convert_state_dict(
         family: a name of `leanformers.registry.FAMILIES`.
         state_dict: arrays or tensors under the original implementation's parameter names, in its orientation.
         hparams: the original's hyper-parameters, as text or numbers.
-        options: of the family's module; Anthe has `allow_noncausal_gate`, DeLighT none.
+        options: of the family's module; Anthe has `allow_noncausal_gate`, the others none.
 
     Raises:
         `ValueError`: if a hyper-parameter is unknown or impossible, or if the tensors are not exactly those of the
@@ -45,28 +52,31 @@ def convert_checkpoint(
     *,
     dict_dir: str | Path | None = None,
     codes: str | Path | None = None,
+    vocabulary: str | Path | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """`convert_state_dict` from a file to a folder for `from_pretrained`, which must be new or empty.
 
-    A fairseq checkpoint with its dictionaries becomes a whole folder for the Hub, with tokenizers and a card.
+    A checkpoint of fairseq with its dictionaries, or one with a vocabulary file, becomes a whole folder for the Hub,
+    with tokenizers and a card.
 
     Args:
         family, options: see `convert_state_dict`.
         source, hparams_file: see `read_checkpoint`.
         dict_dir: the folder of fairseq's dictionaries. By default they are looked for beside a `.pt` source.
         codes: the file of BPE codes; see `fairseq.read_tokenizers`.
+        vocabulary: a file of words, see `vocabulary.py`. By default it is `vocab.txt` beside the source, if there is
+            one.
     """
     source, output = _checkpoint_file(source), Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"the output {output} exists and is not an empty folder; name another, nothing was written")
     state_dict, hparams = read_checkpoint(source, hparams_file)
     model = convert_state_dict(family, state_dict, hparams, **options)
-    has_dictionaries = source.suffix == ".pt" and any(source.parent.glob("dict*.txt"))
-    if not (dict_dir or codes or has_dictionaries):
+    tokenizers = _tokenizers(source, hparams, model, dict_dir, codes, vocabulary)
+    if tokenizers is None:
         model.save_pretrained(output)
         return model
-    tokenizers = read_tokenizers(Path(dict_dir or source.parent), hparams.get("args", {}), model.config, codes)
     # Cards need packages of the `train` extra, which a conversion without tokenizers does not.
     from ..hub.export import export
 
@@ -74,23 +84,43 @@ def convert_checkpoint(
     return model
 
 
+def _tokenizers(
+    source: Path,
+    hparams: Mapping[str, Any],
+    model: PreTrainedModel,
+    dict_dir: str | Path | None,
+    codes: str | Path | None,
+    vocabulary: str | Path | None,
+) -> TranslationTokenizers | None:
+    """What was asked for or lies beside the source; a model of words ends lines where its vocabulary says."""
+    if dict_dir or codes or (source.suffix == ".pt" and any(source.parent.glob("dict*.txt"))):
+        return read_tokenizers(Path(dict_dir or source.parent), hparams.get("args", {}), model.config, codes)
+    path = Path(vocabulary) if vocabulary else source.with_name(VOCABULARY)
+    if not vocabulary and not path.is_file():
+        return None
+    tokenizer = read_vocabulary(path, model.config.vocab_size)
+    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return TranslationTokenizers(tokenizer, tokenizer)
+
+
 def read_checkpoint(
     source: str | Path, hparams_file: str | Path | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and hyper-parameters of a `.safetensors`, `.npz` or fairseq's `.pt` file, which never runs code from it.
+    """Tensors and hyper-parameters of a `.safetensors`, `.npz` or `.pt` file, which never runs code from it.
 
     Args:
-        source: the file, or a folder with `weights.safetensors`.
+        source: the file, or a folder with `weights.safetensors`, `weights.pt` or `best_model.pt`.
         hparams_file: JSON with the hyper-parameters. By default they are what the file itself holds (safetensors as
-            metadata, `.pt` as `args` or `cfg`), or else `config.json` beside it.
+            metadata, fairseq's `.pt` as `args` or `cfg`, whole models as attributes), or else `config.json` beside it.
     """
     source = _checkpoint_file(source)
     if not source.is_file():
         raise ValueError(f"there is no file {source}")
-    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pt": read_fairseq}
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pt": read_torch_file}
     if source.suffix not in readers:
         raise ValueError(
-            f"{source} is neither .safetensors nor .npz nor fairseq's .pt; other formats may hold code that runs on "
+            f"{source} is neither .safetensors nor .npz nor .pt; other formats may hold code that runs on "
             "loading, so save its arrays as one of these first"
         )
     state_dict, hparams = readers[source.suffix](source)
@@ -104,7 +134,11 @@ def read_checkpoint(
 
 def _checkpoint_file(source: str | Path) -> Path:
     source = Path(source)
-    return source / "weights.safetensors" if source.is_dir() else source
+    if not source.is_dir():
+        return source
+    return next(
+        (source / name for name in CHECKPOINT_NAMES if (source / name).is_file()), source / CHECKPOINT_NAMES[0]
+    )
 
 
 def _read_safetensors(source: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -3,8 +3,6 @@
 
 What is unusual here:
 
-- A checkpoint is a pickle, which could run code. It is read as plain tensors, containers and `argparse.Namespace`;
-  one that names anything else is refused before any of it runs.
 - Text is expected as fairseq got it before BPE: tokenised (for DeLighT's data with the Moses scripts), and words
   separated by spaces.
 - BPE codes are subword-nmt's. Its pieces are looked up in a dictionary that was made of training text: steps on the
@@ -14,7 +12,6 @@ What is unusual here:
 """
 
 import heapq
-import pickle
 import re
 from argparse import Namespace
 from collections import defaultdict
@@ -34,23 +31,15 @@ CODES = ("code", "codes", "bpecodes")
 OPEN, CLOSE, END = "\ufdd0", "\ufdd1", "\ufdd2"
 
 
-def read_fairseq(source: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors of a checkpoint, and its options as `{"args": ...}`."""
-    try:
-        with torch.serialization.safe_globals([Namespace]):
-            checkpoint = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a damaged pickle, any
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and foreign:
-            raise ValueError(
-                f"{source} names {foreign[1]}, which could run code on loading, so it was not loaded; a checkpoint "
-                "may hold tensors, containers, numbers, text and argparse.Namespace"
-            ) from error
-        raise ValueError(f"{source} is no checkpoint, or damaged or cut short; copy it again") from error
+def read_fairseq(source: Path, checkpoint: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors of a checkpoint that was read from `source`, and its options as `{"args": ...}`."""
     options = _options(checkpoint) if isinstance(checkpoint, dict) else {}
     if not options or not isinstance(checkpoint.get("model"), dict):
         found = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise ValueError(f"{source} is no fairseq checkpoint: it needs `model`, and `args` or `cfg`; it has {found}")
+        raise ValueError(
+            f"{source} is no fairseq checkpoint: it needs `model`, and `args` or `cfg`; it has {found}. Nor is it a "
+            "state dict, which has tensors alone"
+        )
     return dict(checkpoint["model"]), {"args": options}
 
 

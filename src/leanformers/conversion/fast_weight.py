@@ -55,6 +55,7 @@ DEFAULTS: dict[str, Any] = {
     "mem_len": 0,
     "same_length": False,
     "skip_attn_normalization": False,
+    "use_sum_norm": False,
     "n_roll": 2,
     "proj_dim": None,
     "dropout": 0.0,
@@ -96,7 +97,7 @@ def convert(state_dict: Mapping[str, Any], hparams: Mapping[str, Any]) -> FastWe
     load_projections(model, tensors)
     load_weights(
         model,
-        separated(tensors, config.num_attention_heads, config.head_dim),
+        separated(tensors, attn_type, config.num_attention_heads, config.head_dim),
         lambda name: reference_name(name, attn_type),
         lambda _, tensor: tensor,
     )
@@ -231,7 +232,7 @@ def attention_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "update_rule": "delta" if is_delta else "sum",
         "feature_map": FEATURE_MAPS[units],
-        "key_norm": "sum" if is_delta else "none",
+        "key_norm": "sum" if is_delta or options["use_sum_norm"] else "none",
         "attention_norm": ("full" if tens == 4 else "output") if normalises else "none",
     }
     if tens == 0:
@@ -244,9 +245,7 @@ def cutoffs_of(options: Mapping[str, Any], vocab_size: int) -> list[int] | None:
     cutoffs = options["cutoffs"]
     if cutoffs is None and options["adaptive"]:
         if options["dataset"] not in CUTOFFS:
-            raise ValueError(
-                f"the hyper-parameters have `adaptive`, but no cutoffs for the data {options['dataset']!r}"
-            )
+            raise ValueError(f"`adaptive` cuts the vocabulary of {' and '.join(CUTOFFS)}, not {options['dataset']!r}")
         cutoffs = CUTOFFS[options["dataset"]]
     return [int(cutoff) for cutoff in cutoffs or () if cutoff != vocab_size] or None
 
@@ -290,39 +289,40 @@ def load_projections(model: FastWeightForCausalLM, tensors: dict[str, torch.Tens
 
 
 def reference_name(name: str, attn_type: int) -> str:
-    """The original's name of the parameter that we call `name`; a part of a matrix as `separated` names it."""
+    """The original's name of the parameter that we call `name`; of a part of a matrix, the one that `separated` gives
+    it."""
     for pattern, replacement in RENAMINGS:
         name = re.sub(pattern, replacement, name)
-    return re.sub(r"\.attention\.(\w+)_proj\.", lambda match: f".dec_attn.{stream_of(match[1], attn_type)}", name)
+    match = re.fullmatch(r"(.+)\.attention\.(\w+)_proj\.weight", name)
+    if match is None:
+        return name
+    layer, stream = match.groups()
+    if attn_type < 10 and stream == "q":
+        return f"{layer}.dec_attn.q_net.weight"
+    return f"{layer}.dec_attn.{fused_net(attn_type)}.weight[{stream}]"
 
 
-def stream_of(stream: str, attn_type: int) -> str:
-    if attn_type < 10:
-        return "q_net." if stream == "q" else f"kv_net.{stream}."
-    return f"{'qkv' if attn_type // 10 == 3 else 'qkvb'}_net.{stream}."
+def fused_net(attn_type: int) -> str:
+    """The linear layer that makes several streams at once."""
+    return {0: "kv_net", 3: "qkv_net"}.get(attn_type // 10, "qkvb_net")
 
 
-def separated(tensors: Mapping[str, torch.Tensor], num_heads: int, head_dim: int) -> dict[str, torch.Tensor]:
-    """The tensors with `qkvb_net.weight` in parts: `qkvb_net.q.weight`, ...; one that cannot be cut stays whole."""
-    parts: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        match = re.fullmatch(r"(.+\.(?:qkvb|qkv|kv)_net)\.weight", name)
-        streams = cut(tensor, match[1], num_heads, head_dim) if match else None
-        if match is None or streams is None:
-            parts[name] = tensor
-        else:
-            parts |= {f"{match[1]}.{stream}.weight": rows for stream, rows in streams.items()}
+def separated(
+    tensors: Mapping[str, torch.Tensor], attn_type: int, num_heads: int, head_dim: int
+) -> dict[str, torch.Tensor]:
+    """The tensors with those of the fused layers in parts: `qkvb_net.weight[q]` and so on."""
+    net, sizes = fused_net(attn_type), {"q": head_dim, "k": head_dim, "v": head_dim, "beta": 1}
+    if net == "kv_net":
+        num_heads, sizes = 1, {"k": num_heads * head_dim, "v": num_heads * head_dim}
+    elif net == "qkv_net":
+        del sizes["beta"]
+    rows, width = num_heads * sum(sizes.values()), list(sizes.values())
+    fused = {name: tensor for name, tensor in tensors.items() if name.endswith(f".{net}.weight")}
+    wrong = [f"{name} is {list(one.shape)} instead of {rows} rows" for name, one in fused.items() if len(one) != rows]
+    if wrong:
+        raise ValueError(f"the tensors do not fit the hyper-parameters: {'; '.join(wrong)}")
+    parts = {name: tensor for name, tensor in tensors.items() if name not in fused}
+    for name, tensor in fused.items():
+        streams = tensor.unflatten(0, (num_heads, sum(width))).split(width, dim=1)
+        parts |= {f"{name}[{stream}]": one.flatten(0, 1) for stream, one in zip(sizes, streams, strict=True)}
     return parts
-
-
-def cut(tensor: torch.Tensor, net: str, num_heads: int, head_dim: int) -> dict[str, torch.Tensor] | None:
-    if net.endswith("kv_net") and not net.endswith("qkv_net"):
-        return dict(zip("kv", tensor.chunk(2), strict=True)) if len(tensor) == 2 * num_heads * head_dim else None
-    sizes = {"q": head_dim, "k": head_dim, "v": head_dim} | ({"beta": 1} if net.endswith("qkvb_net") else {})
-    if len(tensor) != num_heads * sum(sizes.values()):
-        return None
-    heads = tensor.unflatten(0, (num_heads, sum(sizes.values())))
-    return {
-        stream: rows.flatten(0, 1)
-        for stream, rows in zip(sizes, heads.split(list(sizes.values()), dim=1), strict=True)
-    }
