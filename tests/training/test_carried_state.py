@@ -247,6 +247,22 @@ def test_evaluate_script_carries_state_as_training_does(monkeypatch, uninterrupt
     assert json.loads(output.read_text())["test"]["loss"] != pytest.approx(trained["test_loss"], rel=1e-6)
 
 
+def test_generate_script_writes_what_the_model_goes_on_with(monkeypatch, uninterrupted, tmp_path):
+    prompts = ["def add_7(x):", "def", "    return x + 3"]
+    (tmp_path / "in.txt").write_text("\n".join(prompts))
+    output = tmp_path / "out.jsonl"
+    flags = (f"--model_name_or_path={uninterrupted}", f"--input_file={tmp_path / 'in.txt'}", "--max_new_tokens=9")
+    run_here(monkeypatch, "generate.py", *flags, f"--output_file={output}", "--device=cpu")
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(uninterrupted),
+        AutoTokenizer.from_pretrained(uninterrupted),
+    )
+    for prompt, line in zip(prompts, output.read_text(encoding="utf-8").splitlines(), strict=True):
+        ids = torch.tensor([tokenizer(prompt).input_ids])
+        text = tokenizer.decode(model.generate(input_ids=ids, max_new_tokens=9)[0], skip_special_tokens=True)
+        assert json.loads(line) == {"prompt": prompt, "continuation": text[len(prompt) :]}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
