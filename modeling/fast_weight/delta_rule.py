@@ -213,7 +213,7 @@ def _forget_at_start(state: torch.Tensor, document_ids: torch.LongTensor | None,
 def _in_chunks(query, key, value, beta, state, document_ids, chunk_size):
     """Both rules on tensors of one dtype; `beta` None means the sum rule."""
     batch, length, num_heads, key_dim = key.shape
-    if length <= 1 and document_ids is None:
+    if length <= 1:  # a row's first document goes on from the memory: there is nothing to tell apart
         return _one_step(query, key, value, beta, state) if length else (value, state)
     size = min(chunk_size or (64 if key_dim >= 64 else 32), length)
 
