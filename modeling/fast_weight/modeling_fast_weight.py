@@ -383,6 +383,7 @@ class FastWeightForCausalLM(FastWeightPreTrainedModel, GenerationMixin):
     """A language model. With `adaptive_cutoffs`, its logits are log-probabilities."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: FastWeightConfig):
         super().__init__(config)
