@@ -24,6 +24,8 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
+from .configuration_delight import DeLighTConfig
+
 # From here on it pays to write gradients of group linear transforms in the order in which they are read.
 MANY_TOKENS = 64
 SILU = type(ACT2FN["silu"])
@@ -288,6 +290,30 @@ class DExTra(nn.Module):
             hidden_states = mix(projected, layer(hidden_states))
         outputs = self.dropout(activate(self.activation, self.out_norm(self.out_proj(hidden_states))))
         return outputs.view(*batch, outputs.shape[-1])
+
+
+def build_unit(
+    config: DeLighTConfig,
+    in_features: int,
+    out_features: int,
+    width_multiplier: float,
+    depth: int,
+    max_groups: int | None,
+) -> DExTra:
+    """A DExTra unit with the settings that all those of a model share."""
+    return DExTra(
+        in_features,
+        config.hidden_size // 2,
+        out_features,
+        width_multiplier,
+        depth,
+        config.groups(max_groups),
+        layout=config.dextra_layout,
+        shuffle=config.feature_shuffle,
+        activation=config.hidden_act,
+        layer_norm_eps=config.layer_norm_eps,
+        dropout=config.dextra_dropout,
+    )
 
 
 def naive_layer_norm(hidden_states: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:

@@ -18,7 +18,7 @@ def benchmarks(root):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(root / "scripts" / "benchmarks"))
         yield import_module("run"), import_module("registry")
-        for name in ("run", "registry", "anthe", "fast_weight", "crossover"):
+        for name in ("run", "registry", "anthe", "delight", "dextra", "fast_weight", "crossover"):
             sys.modules.pop(name, None)
 
 
@@ -84,6 +84,46 @@ def test_peak_memory_is_measured_in_a_process_of_its_own(benchmarks, root):
     result = benchmarks[0].measure(ours, warmup=1, repeats=1, device="cpu")
     assert (result["unit"], result["repeats"], result["cost_ratios"]) == ("MiB", 1, {})
     assert 1 < result["contenders"]["anthe"]["median"] < 500
+
+
+@pytest.fixture(scope="module")
+def delight_report(benchmarks, tmp_path_factory):
+    output = tmp_path_factory.mktemp("delight") / "out.json"
+    benches = [f"delight_{what}" for what in ("training", "generation", "dextra")]
+    benchmarks[0].main(["--bench", *benches, "--quick", "--threads", "1", "--json", str(output)])
+    return json.loads(output.read_text())["results"]
+
+
+def test_delight_stands_beside_a_transformer_base(delight_report):
+    results = [result for result in delight_report if result["bench"] != "delight_dextra"]
+    assert [result["case"] for result in results] == [
+        "training step",
+        "greedy generation, batch 1",
+        "greedy generation, batch 32",
+    ]
+    for result in results:
+        models = result["models"]
+        assert models["delight"]["class"] == "DeLighTForConditionalGeneration"
+        assert models["marian"]["config"]["vocab_size"] == models["delight"]["config"]["vocab_size"]
+        assert 0 < result["cost_ratios"]["marian"] < math.inf
+
+
+def test_units_are_measured_by_depth_beside_both_direct_forms(delight_report):
+    results = [result for result in delight_report if result["bench"] == "delight_dextra"]
+    assert {result["shapes"]["depth"] for result in results} == {2, 4, 6, 8, 12}
+    for result in results:
+        assert list(result["contenders"]) == ["ours", "direct", "per_group"]
+        assert set(result["cost_ratios"]) == {"direct", "per_group"}
+
+
+def test_direct_forms_compute_what_ours_does(benchmarks, root):
+    dextra, tiny = import_module("dextra"), str(root / "configs" / "model" / "delight" / "tiny.json")
+    settings = benchmarks[1].Settings(tiny, "cpu", "float32", 1, 2, 5, 4, 3, 128)
+    unit = dextra.build(4, settings).eval()
+    hidden_states = torch.randn(7, unit.in_proj.in_features)
+    forms = dextra.forms(unit)
+    for name in ("direct", "per_group"):
+        torch.testing.assert_close(forms[name](hidden_states), forms["ours"](hidden_states))
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,10 @@ from leanformers.modeling.delight import DeLighTForCausalLM
 from leanformers.registry import language_model_class
 
 CODE = {"configuration_anthe.py", "modeling_anthe.py", "soft_positions.py", "tensor_chain.py"}
-CODE_OF = {"anthe": CODE, "delight": {"configuration_delight.py", "modeling_delight.py", "adaptive.py", "dextra.py"}}
+CODE_OF = {
+    "anthe": CODE,
+    "delight": {"configuration_delight.py", "modeling_delight.py", "adaptive.py", "dextra.py", "embeddings.py"},
+}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

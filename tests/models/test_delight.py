@@ -18,7 +18,8 @@ from leanformers.modeling.delight import (
     DeLighTForConditionalGeneration,
     DeLighTModel,
 )
-from leanformers.modeling.delight.modeling_delight import DeLighTEmbeddings, positions_of, sinusoidal_positions
+from leanformers.modeling.delight.embeddings import DeLighTEmbeddings, sinusoidal_positions
+from leanformers.modeling.delight.modeling_delight import positions_of
 from numerics import assert_close
 
 VOCAB_SIZE = 60

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from leanformers.modeling.delight.modeling_delight import positions_of, sinusoidal_positions
+from leanformers.modeling.delight.embeddings import sinusoidal_positions
+from leanformers.modeling.delight.modeling_delight import positions_of
 
 
 def fairseq_row(position: int, width: int) -> list[float]:

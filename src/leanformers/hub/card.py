@@ -34,6 +34,7 @@ TRAINING_ARGUMENTS = (
     "num_train_epochs",
     "block_size",
     "context_window",
+    "carry_state",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "optim",
