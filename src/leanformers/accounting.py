@@ -67,10 +67,11 @@ def parameter_table(model: nn.Module, per_layer: bool = False) -> AccountTable:
 def macs(model: PreTrainedModel, source_length: int, target_length: int | None = None) -> int:
     """Multiply-accumulates of one inference forward for one row without padding or a key-value cache.
 
-    Counted are the matrix products, convolutions and attention products that run; look-ups, norms, softmax and
-    element-wise work are not. Attention counts every query-key pair, masked or not. A first, uncounted pass lets the
-    model build what it keeps between calls (materialised tensor chains), so the figure is that of every later call;
-    the table that DeLighT builds only after embedding as many tokens as its vocabulary has saves some of it.
+    Counted are the matrix products, triangular solves, convolutions and attention products that run; look-ups, norms,
+    softmax and element-wise work are not. Attention counts every query-key pair, masked or not. A first, uncounted
+    pass lets the model build what it keeps between calls (materialised tensor chains), so the figure is that of every
+    later call; the table that DeLighT builds only after embedding as many tokens as its vocabulary has saves some of
+    it.
 
     Args:
         source_length: tokens of the encoder's input, or of the input of a decoder-only model.
@@ -84,7 +85,7 @@ def mac_table(
 ) -> AccountTable:
     """`macs` per module group."""
     inputs = _one_row(model, source_length, target_length)
-    counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION_ON_CPU)
+    counter = FlopCounterMode(display=False, custom_mapping=_NOT_COUNTED_BY_TORCH)
     was_training = model.training
     model.eval()
     try:
@@ -105,7 +106,7 @@ def translation_macs(model: PreTrainedModel, source_length: int, target_length: 
     a bias counts as one MAC.
     """
     row = _one_row(model, source_length, target_length)
-    counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION_ON_CPU | _WITH_BIASES)
+    counter = FlopCounterMode(display=False, custom_mapping=_NOT_COUNTED_BY_TORCH | _WITH_BIASES)
     was_training = model.training
     model.eval()
     try:
@@ -138,8 +139,16 @@ def _attention_flops(query_shape, key_shape, value_shape, *args, out_shape=None,
     return 2 * batch * heads * query_length * key_shape[-2] * (head_dim + value_shape[-1])
 
 
-# torch counts fused attention on accelerators only; left out, the CPU figure would lack all attention products.
-_ATTENTION_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+def _triangular_solve_flops(matrix_shape, columns_shape, *args, out_shape=None, **kwargs) -> int:
+    *batch, size, _ = matrix_shape
+    return prod(batch) * size * (size - 1) * columns_shape[-1]
+
+
+# torch counts fused attention on accelerators only, and no solves.
+_NOT_COUNTED_BY_TORCH = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten.linalg_solve_triangular: _triangular_solve_flops,
+}
 
 
 def _biased_flops(bias_shape, first_shape, second_shape, *args, out_shape=None, **kwargs) -> int:

@@ -19,6 +19,7 @@ from leanformers.accounting import (
 )
 from leanformers.modeling.anthe import AntheConfig, AntheForSeq2SeqLM
 from leanformers.modeling.delight import DeLighTForCausalLM, DeLighTForConditionalGeneration
+from leanformers.modeling.fast_weight import FastWeightConfig, FastWeightForCausalLM
 
 WIDTH, HIDDEN, VOCABULARY, LAYERS, HEADS = 16, 24, 30, 2, 2
 
@@ -161,6 +162,38 @@ def test_macs_of_language_models_take_one_length(root):
     assert table.rows["model.decoder.layers.*.self_attn"] == 2 * (9 * (32 * 96 + 32 * 64) + 2 * 9 * 9 * 32)
     with pytest.raises(ValueError, match="takes no target_length"):
         macs(model, 9, 9)
+
+
+def fast_weight(**options) -> FastWeightForCausalLM:
+    sizes = {"hidden_size": WIDTH, "intermediate_size": HIDDEN, "vocab_size": VOCABULARY}
+    depth = {"num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    return FastWeightForCausalLM(FastWeightConfig(**sizes, **depth, **options)).eval()
+
+
+def test_macs_of_a_memory_are_those_of_its_chunks(chunk: int = 32, num_chunks: int = 3):
+    head_dim, length = WIDTH // HEADS, chunk * num_chunks
+    key_dim = 2 * head_dim
+    model = fast_weight(feature_map="dpfp", dpfp_nu=1)
+    inside = 2 * key_dim * chunk**2 + chunk * (chunk - 1) // 2 * (key_dim + head_dim) + head_dim * chunk**2
+    with_memory = 3 * chunk * key_dim * head_dim
+    projections = length * WIDTH * (4 * WIDTH + HEADS)
+    by_hand = LAYERS * (projections + HEADS * num_chunks * (inside + with_memory))
+    assert mac_table(model, length).rows["model.layers.*.attention"] == by_hand
+
+
+def test_macs_of_a_memory_are_linear_in_the_length():
+    model = fast_weight()
+    assert macs(model, 320) == 5 * macs(model, 64)
+
+
+def test_cache_bytes_of_a_memory_are_those_of_its_matrices():
+    model, head_dim = fast_weight(feature_map="elu_plus_one", attention_norm="output"), WIDTH // HEADS
+    sizes = []
+    for length in (1, 40):
+        with torch.no_grad():
+            cache = model(torch.ones(3, length, dtype=torch.long), use_cache=True).past_key_values
+        sizes.append(cache_bytes(cache))
+    assert sizes == [LAYERS * 3 * HEADS * head_dim * (head_dim + 1) * 4] * 2
 
 
 def test_macs_leave_the_mode_alone():

@@ -12,6 +12,7 @@ from leanformers.data.tokenizers import TranslationTokenizers, train_language_to
 from leanformers.hub.export import export
 from leanformers.modeling.anthe import AntheConfig, AntheForSeq2SeqLM
 from leanformers.modeling.delight import DeLighTConfig, DeLighTForCausalLM, DeLighTForConditionalGeneration
+from leanformers.modeling.fast_weight import FastWeightConfig, FastWeightForCausalLM
 from leanformers.registry import language_model_class
 
 DELIGHT = {"hidden_size": 64, "embedding_size": 16, "num_decoder_layers": 2, "min_depth": 2, "max_depth": 3}
@@ -62,7 +63,19 @@ def delight_language_model(tokenizers: TranslationTokenizers) -> DeLighTForCausa
     return DeLighTForCausalLM(DeLighTConfig(**DELIGHT, **sizes, **options, pad_token_id=0))
 
 
-MODELS = {"anthe": tiny_model, "delight": delight_translator, "delight_lm": delight_language_model}
+def fast_weight_language_model(tokenizers: TranslationTokenizers) -> FastWeightForCausalLM:
+    sizes = {"vocab_size": tokenizers.target_vocab_size, "hidden_size": 32, "intermediate_size": 48}
+    depth = {"num_hidden_layers": 2, "num_attention_heads": 4}
+    special_ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 2}
+    return FastWeightForCausalLM(FastWeightConfig(**sizes, **depth, **special_ids))
+
+
+MODELS = {
+    "anthe": tiny_model,
+    "delight": delight_translator,
+    "delight_lm": delight_language_model,
+    "fast_weight_lm": fast_weight_language_model,
+}
 RESULTS = {
     "AutoModelForSeq2SeqLM": {"test_bleu": 1.5, "test_bleu_signature": "nrefs:1", "eval_perplexity": 3.25},
     "AutoModelForCausalLM": {"test_perplexity": 3.25, "test_perplexity_per_word": 20.5},

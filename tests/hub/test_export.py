@@ -34,6 +34,10 @@ CODE = {"configuration_anthe.py", "modeling_anthe.py", "soft_positions.py", "ten
 CODE_OF = {
     "anthe": CODE,
     "delight": {"configuration_delight.py", "modeling_delight.py", "adaptive.py", "dextra.py", "embeddings.py"},
+    "fast_weight": {
+        *("configuration_fast_weight.py", "modeling_fast_weight.py", "delta_rule.py", "feature_maps.py"),
+        *("normalized_rules.py", "memory_cache.py", "softmax_attention.py", "positions.py", "adaptive_softmax.py"),
+    },
 }
 
 
@@ -57,7 +61,8 @@ def test_folder_is_complete(exported: Path):
 def test_only_what_loads_from_the_folder_is_offered(exported_of_each_kind: Path):
     config = AutoConfig.from_pretrained(exported_of_each_kind)
     assert {path.name for path in exported_of_each_kind.glob("*.py")} == CODE_OF[config.model_type]
-    assert config.auto_map.keys() == {"AutoConfig", "AutoModel", language_model_class(config)}
+    classifier = {"AutoModelForSequenceClassification"} if config.model_type == "fast_weight" else set()
+    assert config.auto_map.keys() == {"AutoConfig", "AutoModel", language_model_class(config)} | classifier
     assert config.auto_map[language_model_class(config)].endswith(config.architectures[0])
     assert (exported_of_each_kind / "target_tokenizer").is_dir() == config.is_encoder_decoder
 
