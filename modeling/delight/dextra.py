@@ -284,12 +284,16 @@ class DExTra(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         batch = hidden_states.shape[:-1]
         hidden_states = hidden_states.reshape(batch.numel(), hidden_states.shape[-1])
-        projected = self.dropout(activate(self.activation, self.in_norm(self.in_proj(hidden_states))))
+        projected = self._activated(self.in_norm(self.in_proj(hidden_states)))
         hidden_states = projected
         for layer in self.layers:
             hidden_states = mix(projected, layer(hidden_states))
-        outputs = self.dropout(activate(self.activation, self.out_norm(self.out_proj(hidden_states))))
+        outputs = self._activated(self.out_norm(self.out_proj(hidden_states)))
         return outputs.view(*batch, outputs.shape[-1])
+
+    def _activated(self, fresh: torch.Tensor) -> torch.Tensor:
+        outputs = activate(self.activation, fresh)
+        return self.dropout(outputs) if self.training else outputs
 
 
 def build_unit(
