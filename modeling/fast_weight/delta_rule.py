@@ -27,6 +27,9 @@ from functools import cache
 import torch
 from torch.nn.functional import pad
 
+# Tokens times heads, of all chunks that a processor computes at once.
+ROWS_AT_ONCE = 4096
+
 
 def naive_sum_rule(
     query: torch.Tensor,
@@ -216,40 +219,58 @@ def _in_chunks(query, key, value, beta, state, document_ids, chunk_size):
     if length <= 1:  # a row's first document goes on from the memory: there is nothing to tell apart
         return _one_step(query, key, value, beta, state) if length else (value, state)
     size = min(chunk_size or (64 if key_dim >= 64 else 32), length)
+    at_once = length
+    if key.device.type == "cpu":  # what is computed at once shall stay in the processor's cache
+        at_once = size * max(1, ROWS_AT_ONCE // (batch * num_heads * size))
+    inputs = (query, key, value) if beta is None else (query, key, value, beta[..., None])
+    pieces = zip(*(tensor.split(at_once, dim=1) for tensor in inputs), strict=True)
+    documents = [None] * -(-length // at_once) if document_ids is None else _documents(document_ids, at_once)
+    outputs, state = [], state.flatten(0, 1)
+    for piece, of_piece in zip(pieces, documents, strict=True):
+        output, state = _chunks_at_once(*piece, state=state, documents=of_piece, size=size)
+        outputs.append(output)
+    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], state.unflatten(0, (batch, num_heads))
 
-    # Part 1: everything that needs no memory, for all chunks at once, [B * H, N, C, ...].
+
+def _chunks_at_once(query, key, value, beta=None, *, state, documents, size):
+    batch, length, num_heads, key_dim = key.shape
+
+    # Part 1: everything that needs no memory, for all chunks at once, [B * H * N, C, ...].
     q, k, v = (_cut(tensor, size) for tensor in (query, key, value))
-    same, carried, leaving = (None, None, None) if document_ids is None else _documents(document_ids, size, num_heads)
-    within = (q @ k.mT).tril_()
+    same, carried, leaving = (None, None, None) if documents is None else _shared(*documents, size, num_heads)
+    within = torch.bmm(q, k.mT).tril_()
     if same is not None:
-        within = within * same
+        within, q = within * same, q * carried
     erased, written = None, v
     if beta is not None:
-        b = _cut(beta[..., None], size)
+        b = _cut(beta, size)
         weighted_key = b * k
-        overlap = weighted_key @ k.mT  # the solve reads nothing but its lower triangle
+        overlap = torch.bmm(weighted_key, k.mT)  # the solve reads nothing but its lower triangle
         if same is not None:
             overlap, weighted_key = overlap * same, weighted_key * carried
         both = torch.cat([weighted_key, b * v], dim=-1)
-        both = torch.linalg.solve_triangular(overlap, both, upper=False, unitriangular=True)
+        # Solved from the right, as BLAS counts by columns: from the left, torch would copy both sides.
+        both = torch.linalg.solve_triangular(overlap.mT, both.mT, upper=True, left=False, unitriangular=True).mT
         erased, written = both.split([key_dim, value.shape[-1]], dim=-1)
 
-    # Part 2: from chunk to chunk.
-    state = state.flatten(0, 1)
-    keys = k if leaving is None else k * leaving
+    # Part 2: from chunk to chunk, [B * H, C, ...].
+    keys = (k if leaving is None else k * leaving).mT
+    per_chunk = [tensor.unflatten(0, (len(state), -1)).unbind(1) for tensor in (keys, written)]
+    erased_per_chunk = None if erased is None else erased.unflatten(0, (len(state), -1)).unbind(1)
+    goes_on = None if carried is None else carried[:, -1:].unflatten(0, (len(state), -1)).unbind(1)
     states, values = [], []
-    for n, (key_n, written_n) in enumerate(zip(keys.mT.unbind(1), written.unbind(1), strict=True)):
+    for n, (key_n, value_n) in enumerate(zip(*per_chunk, strict=True)):
         states.append(state)
-        value_n = written_n if erased is None else torch.baddbmm(written_n, erased[:, n], state, alpha=-1)
-        values.append(value_n)
-        kept = state if carried is None else state * carried[:, n, -1:]
-        state = torch.baddbmm(kept, key_n, value_n)
+        if erased_per_chunk is not None:
+            value_n = torch.baddbmm(value_n, erased_per_chunk[n], state, alpha=-1)
+            values.append(value_n)
+        state = torch.baddbmm(state if goes_on is None else state * goes_on[n], key_n, value_n)
 
-    # Part 3: what is read, from the memory before the chunk and from the chunk itself.
-    from_memory = (q if carried is None else q * carried) @ torch.stack(states, dim=1)
-    output = from_memory + within @ torch.stack(values, dim=1)
-    output = output.flatten(1, 2)[:, :length].unflatten(0, (batch, num_heads)).transpose(1, 2)
-    return output, state.unflatten(0, (batch, num_heads))
+    # Part 3: what is read, from the chunk itself and from the memory before it.
+    output = torch.bmm(within, torch.stack(values, dim=1).flatten(0, 1) if values else v)
+    output = torch.baddbmm(output, q, torch.stack(states, dim=1).flatten(0, 1))
+    output = output.unflatten(0, (batch, num_heads, -1)).flatten(2, 3)[:, :, :length]
+    return output.transpose(1, 2), state
 
 
 def _one_step(query, key, value, beta, state):
@@ -262,21 +283,31 @@ def _one_step(query, key, value, beta, state):
 
 
 def _cut(tensor: torch.Tensor, size: int) -> torch.Tensor:
-    """`[B, T, H, D]` -> `[B * H, N, C, D]`, the last chunk filled with zeros, which leave no trace."""
-    tensor = pad(tensor, (0, 0, 0, 0, 0, -tensor.shape[1] % size))
-    return tensor.unflatten(1, (-1, size)).permute(0, 3, 1, 2, 4).flatten(0, 1)
+    """`[B, T, H, D]` -> `[B * H * N, C, D]`, the last chunk filled with zeros, which leave no trace."""
+    if tensor.shape[1] % size:
+        tensor = pad(tensor, (0, 0, 0, 0, 0, -tensor.shape[1] % size))
+    return tensor.unflatten(1, (-1, size)).permute(0, 3, 1, 2, 4).flatten(0, 2)
 
 
-def _documents(document_ids: torch.LongTensor, size: int, num_heads: int):
+def _documents(document_ids: torch.LongTensor, at_once: int):
+    """For each piece, numbers of the documents that only rise `[B, T]`, and that of the token before it `[B, 1]`."""
+    numbers = pad((document_ids[:, 1:] != document_ids[:, :-1]).long(), (1, 0)).cumsum(-1)
+    before = numbers[:, :1]  # the first document goes on from the initial memory
+    for piece in numbers.split(at_once, dim=1):
+        yield piece, before
+        before = piece[:, -1:]
+
+
+def _shared(numbers: torch.LongTensor, before: torch.LongTensor, size: int, num_heads: int):
     """
-    Who shares a document: tokens of a chunk with each other `[B * H, N, C, C]`, with the last token before the chunk,
-    and with its own last token `[B * H, N, C, 1]`.
+    Who shares a document: tokens of a chunk with each other `[B * H * N, C, C]`, with the last token before the chunk,
+    and with its own last token `[B * H * N, C, 1]`.
     """
-    starts = pad((document_ids[:, 1:] != document_ids[:, :-1]).long(), (1, 0)).cumsum(-1)  # numbers that only rise
-    filled = pad(starts[:, None].float(), (0, -starts.shape[1] % size), mode="replicate")[:, 0].long()
-    number = filled.unflatten(1, (-1, size)).repeat_interleave(num_heads, dim=0)[..., None]
-    before = pad(number[:, :-1, -1:], (0, 0, 0, 0, 1, 0))  # the first document goes on from the initial memory
-    return number == number.mT, number == before, number == number[:, :, -1:]
+    filled = pad(numbers[:, None].float(), (0, -numbers.shape[1] % size), mode="replicate")[:, 0].long()
+    chunks = filled.unflatten(1, (-1, size))
+    before = torch.cat([before[..., None], chunks[:, :-1, -1:]], dim=1)
+    number, last = (tensor.repeat_interleave(num_heads, dim=0).flatten(0, 1)[..., None] for tensor in (chunks, before))
+    return number == number.mT, number == last, number == number[:, -1:]
 
 
 def _apart(rule, cu_seqlens, inputs, initial_state, options):

@@ -43,9 +43,10 @@ def verdicts(found: Panels) -> list[str]:
     lines = []
     for title, results in found.items():
         for peer in results[0]["cost_ratios"]:
-            first = first_length_ahead(results, peer)
+            beside = [result for result in results if peer in result["cost_ratios"]]
+            first = first_length_ahead(beside, peer)
             start = "not ahead at the longest" if first is None else f"ahead from {first:,} on"
-            costs = (f"{result['shapes']['length']:,}: {result['cost_ratios'][peer]:.2f}" for result in results)
+            costs = (f"{result['shapes']['length']:,}: {result['cost_ratios'][peer]:.2f}" for result in beside)
             lines.append(f"{title} beside {peer}: {start} ({', '.join(costs)})")
     return lines
 
@@ -69,10 +70,12 @@ def draw(found: Panels, path: Path) -> None:
 def draw_panel(axis, title: str, results: list[dict]) -> None:
     at = [result["shapes"]["length"] for result in results]
     for color, name in zip(COLORS, results[0]["contenders"], strict=False):
-        summaries = [result["contenders"][name] for result in results]
-        axis.plot(at, [summary["median"] for summary in summaries], "o-", color=color, markersize=3.5, label=name)
+        measured = [result for result in results if name in result["contenders"]]  # what is too slow stops earlier
+        summaries = [result["contenders"][name] for result in measured]
+        there = at[: len(measured)]
+        axis.plot(there, [summary["median"] for summary in summaries], "o-", color=color, markersize=3.5, label=name)
         low, high = zip(*(summary["quartiles"] for summary in summaries), strict=True)
-        axis.fill_between(at, low, high, color=color, alpha=0.2, linewidth=0)
+        axis.fill_between(there, low, high, color=color, alpha=0.2, linewidth=0)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(at, [f"{length:,}" for length in at], rotation=45)

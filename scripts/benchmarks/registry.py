@@ -17,6 +17,7 @@ BENCHMARKS = {
     "delight_memory": "delight:memory",
     "delight_dextra": "dextra:depths",
     "delight_dextra_compiled": "dextra:compiled",
+    "fast_weight_delta_rule": "delta_rule:lengths",
     "fast_weight_training": "fast_weight:training",
     "fast_weight_prefill": "fast_weight:prefill",
     "fast_weight_decoding": "fast_weight:decoding",

@@ -139,9 +139,8 @@ def _attention_flops(query_shape, key_shape, value_shape, *args, out_shape=None,
     return 2 * batch * heads * query_length * key_shape[-2] * (head_dim + value_shape[-1])
 
 
-def _triangular_solve_flops(matrix_shape, columns_shape, *args, out_shape=None, **kwargs) -> int:
-    *batch, size, _ = matrix_shape
-    return prod(batch) * size * (size - 1) * columns_shape[-1]
+def _triangular_solve_flops(matrix_shape, other_shape, *args, out_shape=None, **kwargs) -> int:
+    return prod(other_shape) * (matrix_shape[-1] - 1)  # from whichever side
 
 
 # torch counts fused attention on accelerators only, and no solves.

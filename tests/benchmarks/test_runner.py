@@ -18,7 +18,7 @@ def benchmarks(root):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(root / "scripts" / "benchmarks"))
         yield import_module("run"), import_module("registry")
-        for name in ("run", "registry", "anthe", "delight", "dextra", "fast_weight", "crossover"):
+        for name in ("run", "registry", "anthe", "delight", "dextra", "fast_weight", "delta_rule", "crossover"):
             sys.modules.pop(name, None)
 
 
@@ -158,6 +158,30 @@ def test_peak_of_a_long_context_is_measured_in_a_process_of_its_own(benchmarks, 
     *_, longest = benchmarks[1].cases("fast_weight_memory", settings)
     assert longest.shapes["length"] == 128
     assert 1 < longest.contenders["fast_weight"]() < 500
+
+
+def test_update_rules_are_measured_by_length_and_the_recurrence_not_at_the_longest(benchmarks, tmp_path, capsys):
+    output, picture = tmp_path / "out.json", tmp_path / "plot.png"
+    options = ["--quick", "--threads", "1", "--json", str(output)]
+    benchmarks[0].main(["--bench", "fast_weight_delta_rule", *options])
+    results = json.loads(output.read_text())["results"]
+    assert [result["shapes"]["length"] for result in results] == [4, 4, 8, 8, 16, 16, 32, 32, 64, 64, 128, 128]
+    peers = ["qwen3_next", "sdpa", "sum_rule"]
+    for result in results:
+        expected = ["naive", *peers] if result["shapes"]["length"] <= 16 else peers
+        assert list(result["cost_ratios"]) == expected
+    import_module("crossover").main([str(output), "--png", str(picture)])
+    assert "forward (tiny, float32) beside naive: " in capsys.readouterr().out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_peer_of_the_delta_rule_computes_what_ours_does(benchmarks):
+    rules = import_module("delta_rule")
+    settings = benchmarks[1].Settings("", "cpu", "float32", 1, 2, 5, 4, 3, 128)
+    inputs = rules.draw_inputs(settings, 100)
+    ours = rules.chunk(*inputs)
+    torch.testing.assert_close(rules.naive(*inputs), ours, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rules.qwen3_next(*inputs) * rules.HEAD_DIM**0.5, ours, atol=1e-5, rtol=1e-5)
 
 
 def test_crossover_is_told_and_drawn(benchmarks, tmp_path, capsys):

@@ -92,18 +92,21 @@ def test_any_widths(rule, key_dim, value_dim):
     assert_same(results(CHUNK[rule], inputs, state), results(NAIVE[rule], inputs, state), **EXACT)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
-    *(st.sampled_from(["delta", "sum"]), st.integers(0, 40), st.integers(1, 45)),
+    *(st.sampled_from(["delta", "sum"]), st.integers(0, 40), st.integers(1, 45), st.sampled_from([1, 60, 10_000])),
     *(st.integers(1, 3), st.integers(1, 4), st.booleans(), st.booleans(), st.integers(0, 99)),
 )
-def test_any_shape_in_chunks_of_any_size(rule, length, chunk_size, batch, heads, packed, carried, seed):
+def test_any_shape_in_chunks_of_any_size(rule, length, chunk_size, at_once, batch, heads, packed, carried, seed):
     torch.manual_seed(seed)
     inputs = build(rule, batch, length, heads, 4, 3)
     state = memory(inputs) if carried else None
     options = {"document_ids": draw_documents(batch, length)} if packed else {}
     naive = results(NAIVE[rule], inputs, state, **options)
-    assert_same(results(CHUNK[rule], inputs, state, chunk_size=chunk_size, **options), naive, **EXACT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(delta_rule, "ROWS_AT_ONCE", at_once)
+        in_chunks = results(CHUNK[rule], inputs, state, chunk_size=chunk_size, **options)
+    assert_same(in_chunks, naive, **EXACT)
 
 
 @rules
