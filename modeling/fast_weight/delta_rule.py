@@ -190,9 +190,12 @@ def _kernel():
 
 
 def has_kernel(value: torch.Tensor, key_dim: int) -> bool:
-    """Whether flash-linear-attention is there and has a kernel for this: on a GPU, half precision, keys up to 256."""
+    """
+    Whether flash-linear-attention is there and has a kernel for this: on a GPU, half precision, keys up to 256. It
+    warns of fewer tokens than heads, which are no work for it anyway.
+    """
     is_half = value.is_cuda and value.dtype in (torch.float16, torch.bfloat16)
-    return is_half and value.shape[1] > 1 and key_dim <= 256 and _kernel() is not None
+    return is_half and value.shape[1] > value.shape[2] and key_dim <= 256 and _kernel() is not None
 
 
 def _full_precision(tensor: torch.Tensor) -> torch.autocast:
