@@ -102,15 +102,6 @@ class FastWeightConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["past_key_values"]
     attribute_map = {"d_model": "hidden_size"}
     base_model_fsdp_plan = {"layers.*": "free_full_weight"}
-    base_model_tp_plan = {
-        "layers.*.attention.q_proj": "colwise",
-        "layers.*.attention.k_proj": "colwise",
-        "layers.*.attention.v_proj": "colwise",
-        "layers.*.attention.beta_proj": "colwise",
-        "layers.*.attention.o_proj": "rowwise",
-        "layers.*.mlp.up_proj": "colwise",
-        "layers.*.mlp.down_proj": "rowwise",
-    }
 
     vocab_size: int = 32000
     hidden_size: int = 512
@@ -159,6 +150,20 @@ class FastWeightConfig(PreTrainedConfig):
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads
         super().__post_init__(**kwargs)
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """How tensor parallelism splits the blocks: by heads."""
+        beta = {"layers.*.attention.beta_proj": "colwise"} if self.update_rule == "delta" else {}
+        return {
+            "layers.*.attention.q_proj": "colwise",
+            "layers.*.attention.k_proj": "colwise",
+            "layers.*.attention.v_proj": "colwise",
+            "layers.*.attention.o_proj": "rowwise",
+            "layers.*.mlp.up_proj": "colwise",
+            "layers.*.mlp.down_proj": "rowwise",
+            **beta,
+        }
 
     @property
     def layer_types(self) -> list[str]:

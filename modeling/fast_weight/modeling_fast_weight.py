@@ -233,8 +233,9 @@ class FastWeightPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=1.0, std=self.config.norm_initializer_range)
             init.zeros_(module.bias)
         elif isinstance(module, AdaptiveSoftmax):
-            init.normal_(module.weight, mean=0.0, std=std)
+            # First what is never tied, so that it does not depend on whether the table is drawn here, too.
             init.normal_(module.cluster_weight, mean=0.0, std=std)
+            init.normal_(module.weight, mean=0.0, std=std)
             init.zeros_(module.cluster_bias)
             if module.bias is not None:
                 init.zeros_(module.bias)

@@ -53,6 +53,9 @@ FAST_WEIGHT_SIZES = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 48,
+    # As in stock Llama: with dropout, gradients stay noisy on a batch that is learnt by heart.
+    "dropout": 0.0,
+    "activation_dropout": 0.0,
 }
 FAST_WEIGHT_HEADS = {
     "base": FastWeightModel,
@@ -168,6 +171,7 @@ FAMILIES = [
     fast_weight("FastWeight"),
     fast_weight(
         "FastWeightSum",
+        skip={"test_init_weights_can_init_buffers": "the buffer is FAVOR+'s matrix, which is random"},
         update_rule="sum",
         attention_norm="output",
         feature_map="favor",
@@ -176,7 +180,7 @@ FAMILIES = [
     ),
     fast_weight(
         "FastWeightAdaptive",
-        skip=ADAPTIVE_SKIPS,
+        skip=ADAPTIVE_SKIPS | {"test_model_get_set_embeddings": "the adaptive softmax is no nn.Linear"},
         adaptive_cutoffs=[20, 50],
         attention_norm="full",
         feature_map="elu_plus_one",
@@ -186,5 +190,6 @@ FAMILIES = [
         config_class=FastWeightConfig,
         config_kwargs=FAST_WEIGHT_SIZES | {"update_rule": "softmax", "position_embedding_type": "sinusoidal"},
         heads=FAST_WEIGHT_HEADS,
+        test_attrs={"training_overfit_steps": 400},
     ),
 ]
