@@ -152,8 +152,10 @@ class FastWeightConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
-    def base_model_tp_plan(self) -> dict[str, str]:
-        """How tensor parallelism splits the blocks: by heads."""
+    def base_model_tp_plan(self) -> dict[str, str] | None:
+        """How tensor parallelism splits the blocks: by heads. With an adaptive softmax there is none."""
+        if self.adaptive_cutoffs is not None:
+            return None
         beta = {"layers.*.attention.beta_proj": "colwise"} if self.update_rule == "delta" else {}
         return {
             "layers.*.attention.q_proj": "colwise",

@@ -395,6 +395,8 @@ class FastWeightForCausalLM(FastWeightPreTrainedModel, GenerationMixin):
             cutoffs = [*config.adaptive_cutoffs, config.vocab_size]
             self.lm_head = AdaptiveSoftmax(config.hidden_size, cutoffs, bias=config.output_bias)
         self.post_init()
+        if config.adaptive_cutoffs is not None:
+            self._tp_plan = {}  # its clusters are no columns to split, and the table is tied to them
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         if self.config.position_embedding_type == "sinusoidal_reversed":

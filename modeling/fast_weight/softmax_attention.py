@@ -56,9 +56,10 @@ class SoftmaxAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As for `FastWeightMemory`, but the mask is the attention backend's, which keeps documents apart."""
+        projected = (proj(hidden_states) for proj in (self.q_proj, self.k_proj, self.v_proj))
         query, key, value = (
-            proj(hidden_states).unflatten(-1, (proj.out_features // self.head_dim, self.head_dim)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
+            tensor.unflatten(-1, (tensor.shape[-1] // self.head_dim, self.head_dim)).transpose(1, 2)
+            for tensor in projected
         )
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
