@@ -150,9 +150,9 @@ class FastWeightConfig(PreTrainedConfig):
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads
         super().__post_init__(**kwargs)
+        self.base_model_tp_plan = self._tp_plan()
 
-    @property
-    def base_model_tp_plan(self) -> dict[str, str] | None:
+    def _tp_plan(self) -> dict[str, str] | None:
         """How tensor parallelism splits the blocks: by heads. With an adaptive softmax there is none."""
         if self.adaptive_cutoffs is not None:
             return None

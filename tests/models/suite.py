@@ -15,9 +15,10 @@ import math
 
 import pytest
 import torch
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import PreTrainedConfig, PreTrainedModel, __version__, set_seed
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from leanformers.accounting import macs
@@ -82,6 +83,11 @@ def enable_checkpointing(model: PreTrainedModel, use_reentrant: bool = False) ->
     old_name = "gradient_checkpointing_enable"
     name = "activation_checkpointing_enable" if hasattr(model, "activation_checkpointing_enable") else old_name
     getattr(model, name)({"use_reentrant": use_reentrant})
+
+
+def prompt_ends_at_once(config: PreTrainedConfig) -> bool:
+    is_end = getattr(config, "decoder_start_token_id", None) == config.eos_token_id
+    return config.is_encoder_decoder and is_end and Version(__version__) < Version("5.23")
 
 
 class ModelSuite:
@@ -312,6 +318,8 @@ class ModelSuite:
     @pytest.mark.parametrize("kind", ["assistant", "prompt_lookup"])
     def test_assisted_decoding_matches_greedy_search(self, model, config, rows, kind):
         prompt, options = torch.tensor(self.prompts(rows)[:1]), {"max_new_tokens": 12, "do_sample": False}
+        if kind == "prompt_lookup" and prompt_ends_at_once(config):
+            pytest.skip("this transformers takes a start token that is also the end token for the end")
         assistant = copy.deepcopy(model)
         perturb(assistant, 0.02)  # close enough that some of its tokens are accepted, and some are not
         help = {"assistant_model": assistant} if kind == "assistant" else {"prompt_lookup_num_tokens": 3}
