@@ -153,11 +153,11 @@ def group_linear(
 ) -> torch.Tensor:
     """`naive_group_linear` as one batched product that reads the groups through strides; the shuffle is one copy."""
     batch, (num_groups, group_in, group_out) = hidden_states.shape[:-1], weight.shape
-    chunks = hidden_states.reshape(batch.numel(), num_groups, group_in).transpose(0, 1)
+    chunks = hidden_states.reshape(-1, num_groups, group_in).transpose(0, 1)
     bias = bias.unsqueeze(1)
     dims = (1, 2, 0) if shuffle else (1, 0, 2)
     # A compiler fuses the plain form.
-    if not torch.compiler.is_compiling() and torch.is_grad_enabled() and batch.numel() >= MANY_TOKENS:
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled() and chunks.shape[1] >= MANY_TOKENS:
         outputs = PermutedSum.apply(torch.bmm(chunks, weight), bias, dims)
     else:
         outputs = torch.baddbmm(bias, chunks, weight).permute(dims)  # from [num_groups, tokens, group_out]
@@ -231,7 +231,7 @@ class GroupLinear(nn.Module):
         outputs = self.norm(group_linear(hidden_states, self.weight, self.bias, self.shuffle))
         # Cut for the next layer before the activation: its gradient then comes as one piece, and is not copied.
         size = self.out_features // self.out_chunks
-        outputs = activate(self.activation, outputs.view(len(hidden_states), self.out_chunks, size))
+        outputs = activate(self.activation, outputs.view(outputs.shape[0], self.out_chunks, size))
         return self.dropout(outputs) if self.training else outputs
 
 
@@ -283,7 +283,7 @@ class DExTra(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         batch = hidden_states.shape[:-1]
-        hidden_states = hidden_states.reshape(batch.numel(), hidden_states.shape[-1])
+        hidden_states = hidden_states.reshape(-1, hidden_states.shape[-1])
         projected = self._activated(self.in_norm(self.in_proj(hidden_states)))
         hidden_states = projected
         for layer in self.layers:

@@ -99,8 +99,8 @@ class DeLighTEmbeddings(nn.Module):
         return self._time_shared_dropout(hidden_states, self.position_dropout)
 
     def check_length(self, length: int) -> None:
-        # A static cache counts in a tensor, and a compiled graph cannot branch on one.
-        is_known = not (torch.is_tensor(length) and torch.compiler.is_compiling())
+        # A static cache counts in a tensor, an export in a symbol, and a compiled graph cannot branch on these.
+        is_known = isinstance(length, int) or not torch.compiler.is_compiling()
         if self.embed_positions is not None and is_known and length > self.num_positions:
             raise ValueError(
                 f"{length} tokens are more than the {self.num_positions} positions that were learned "

@@ -23,6 +23,7 @@ memory is `[B, H, K, V]`, as in flash-linear-attention.
 """
 
 from functools import cache
+from itertools import repeat
 
 import torch
 from torch.nn.functional import pad
@@ -221,15 +222,17 @@ def _in_chunks(query, key, value, beta, state, document_ids, chunk_size):
     batch, length, num_heads, key_dim = key.shape
     if length <= 1:  # a row's first document goes on from the memory: there is nothing to tell apart
         return _one_step(query, key, value, beta, state) if length else (value, state)
-    size = min(chunk_size or (64 if key_dim >= 64 else 32), length)
-    at_once = length
-    if key.device.type == "cpu":  # what is computed at once shall stay in the processor's cache
-        at_once = size * max(1, ROWS_AT_ONCE // (batch * num_heads * size))
+    if isinstance(length, torch.SymInt):  # exported for any length, whose chunks cannot be counted: a single one
+        size = at_once = length
+    else:
+        size, at_once = min(chunk_size or (64 if key_dim >= 64 else 32), length), length
+        if key.device.type == "cpu":  # what is computed at once shall stay in the processor's cache
+            at_once = size * max(1, ROWS_AT_ONCE // (batch * num_heads * size))
     inputs = (query, key, value) if beta is None else (query, key, value, beta[..., None])
-    pieces = zip(*(tensor.split(at_once, dim=1) for tensor in inputs), strict=True)
-    documents = [None] * -(-length // at_once) if document_ids is None else _documents(document_ids, at_once)
+    pieces = [inputs] if at_once >= length else zip(*(x.split(at_once, dim=1) for x in inputs), strict=True)
+    documents = repeat(None) if document_ids is None else _documents(document_ids, at_once)
     outputs, state = [], state.flatten(0, 1)
-    for piece, of_piece in zip(pieces, documents, strict=True):
+    for piece, of_piece in zip(pieces, documents, strict=False):
         output, state = _chunks_at_once(*piece, state=state, documents=of_piece, size=size)
         outputs.append(output)
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], state.unflatten(0, (batch, num_heads))

@@ -52,7 +52,8 @@ class Run:
 
 
 def fixed_inputs(config, rows=2, length=6):
-    """The same ids for the same vocabularies everywhere, clear of the special tokens 0 to 3 where there is room."""
+    """The same ids for the same vocabularies everywhere, clear of the special tokens 0 to 3 where there is room; none
+    is padding, which a classifier without a padding token must be told."""
     import torch
 
     def ids(vocab_size, step):
@@ -60,7 +61,7 @@ def fixed_inputs(config, rows=2, length=6):
         return first + torch.arange(rows * length).view(rows, length) * step % max(1, vocab_size - first)
 
     source_size = getattr(config, "source_vocab_size", None) or config.vocab_size
-    inputs = {"input_ids": ids(source_size, 7)}
+    inputs = {"input_ids": ids(source_size, 7), "attention_mask": torch.ones(rows, length, dtype=torch.long)}
     if config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids(config.vocab_size, 5)
     return inputs
