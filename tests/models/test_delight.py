@@ -2,6 +2,7 @@
 """DeLighT: the equivalences of encoder-decoders and of language models, in its forms, and what only DeLighT has."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from leanformers.modeling.delight import (
     DeLighTForConditionalGeneration,
     DeLighTModel,
 )
+from leanformers.modeling.delight.dextra import GroupLinear
 from leanformers.modeling.delight.embeddings import DeLighTEmbeddings, sinusoidal_positions
 from leanformers.modeling.delight.modeling_delight import positions_of
 from numerics import assert_close
@@ -300,6 +302,39 @@ def test_more_tokens_than_learned_positions_are_refused():
     with refused:
         model(input_ids=ids[:, 32:], past_key_values=cache)
     small_model(**LANGUAGE_MODEL, max_position_embeddings=32)(input_ids=ids)
+
+
+# Initialisation
+
+
+@pytest.mark.parametrize(
+    "fields", [{**UNTIED, **LEARNED}, {**LANGUAGE_MODEL, **PRE_NORM, **ADAPTIVE, "adaptive_cutoffs": [100, 250]}]
+)
+def test_initialisation_is_the_originals(fields):
+    """Glorot's bound of whole tensors, packed and grouped ones included; tables as wide as their rows are long."""
+    config = small_config(vocab_size=400, hidden_size=128, embedding_size=64, **fields)
+    set_seed(0)
+    model = (DeLighTForConditionalGeneration if config.is_encoder_decoder else DeLighTForCausalLM)(config)
+    kinds = {torch.nn.Linear, GroupLinear, torch.nn.Embedding, torch.nn.LayerNorm}
+    seen = {type(module) for module in model.modules() if next(module.parameters(recurse=False), None) is not None}
+    assert seen == kinds
+    for name, module in model.named_modules():
+        weight, bias = (getattr(module, key, None) for key in ("weight", "bias"))
+        if isinstance(module, (torch.nn.Linear, GroupLinear)):
+            fans = sum(weight.shape)
+            if isinstance(module, GroupLinear):
+                num_groups, group_in, group_out = weight.shape
+                fans = group_out * (group_in + num_groups)
+            bound = math.sqrt(6 / fans)
+            assert 0.95 * bound < weight.abs().max() <= bound, name
+            assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1), name
+        elif isinstance(module, torch.nn.Embedding):
+            real = torch.arange(len(weight)) != (-1 if module.padding_idx is None else module.padding_idx)
+            assert weight[real].std().item() == pytest.approx(weight.shape[1] ** -0.5, rel=0.05), name
+            assert not weight[~real].any(), name
+        elif isinstance(module, torch.nn.LayerNorm):
+            assert weight.eq(1).all(), name
+        assert bias is None or not bias.any(), name
 
 
 # Embeddings and padding

@@ -42,7 +42,7 @@ def golden(request, shared):
 
 def assert_near(actual: torch.Tensor, expected: torch.Tensor, name: str) -> None:
     actual = actual.reshape(expected.shape)  # features may be in groups, on an axis of their own
-    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4, msg=lambda text: f"{name}: {text}")
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=0, msg=lambda text: f"{name}: {text}")
 
 
 def recorded(module: torch.nn.Module, call) -> dict[tuple[str, str], torch.Tensor]:

@@ -195,7 +195,7 @@ def log_softmax(scores):
 
 def assert_near(actual: torch.Tensor, expected: np.ndarray, name: str) -> None:
     expected = torch.from_numpy(expected).float()
-    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4, msg=lambda text: f"{name}: {text}")
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=0, msg=lambda text: f"{name}: {text}")
 
 
 def tokens_of_every_band(batch: int = 2, length: int = 11) -> torch.Tensor:

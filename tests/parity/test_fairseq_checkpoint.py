@@ -119,7 +119,7 @@ def assert_same_logits(folder, tensors):
     source, target = tensors["input.src_tokens"], tensors["input.prev_output_tokens"]
     with torch.no_grad():
         logits = model(source, attention_mask=source != 1, decoder_input_ids=target).logits
-    torch.testing.assert_close(logits, tensors["logits"], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(logits, tensors["logits"], atol=2e-5, rtol=0)
     return model
 
 
