@@ -94,7 +94,7 @@ class AntheConfig(PreTrainedConfig):
     """
 
     model_type = "anthe"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     attribute_map = {"d_model": "hidden_size", "num_hidden_layers": "num_decoder_layers"}
     base_model_fsdp_plan = {"encoder.layers.*": "free_full_weight", "decoder.layers.*": "free_full_weight"}
 

@@ -17,6 +17,8 @@ The original's default gate (QgV) lets a target token see the ones after it; REA
 refused in cross-attention, unless asked for with `allow_noncausal_gate`.
 """
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
 
@@ -49,6 +51,24 @@ from .soft_positions import (
     sinusoidal_positions,
 )
 from .tensor_chain import TensorChainConv1d, TensorChainEmbedding, TensorChainLinear
+
+# transformers 5.24 renamed `past_key_values`.
+CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+
+
+def accept_cache(forward: Callable) -> Callable:
+    """Let `forward` take `past_key_values` under the name `cache` as well."""
+
+    @functools.wraps(forward)
+    def forward_with_cache(*args, **kwargs):
+        cache = kwargs.pop("cache", None)
+        if cache is not None:
+            if kwargs.get("past_key_values") is not None:
+                raise ValueError("`cache` and `past_key_values` are two names of one argument: pass only one of them.")
+            kwargs["past_key_values"] = cache
+        return forward(*args, **kwargs)
+
+    return forward_with_cache
 
 
 def build_linear(config: AntheConfig, in_features: int, out_features: int, ratio: float | None) -> nn.Module:
@@ -96,7 +116,7 @@ def decoder_masks(
         "position_ids": positions_of(attention_mask, inputs_embeds, 0 if cache is None else cache.get_seq_length()),
         "is_real": real_tokens(attention_mask, inputs_embeds.shape[1]),
         "causal_mask": create_causal_mask(
-            config=config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=cache
+            config=config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, **{CACHE_NAME: cache}
         ),
     }
 
@@ -362,6 +382,7 @@ class AntheDecoderLayer(GradientCheckpointingLayer):
         self.mlp_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
+    @accept_cache
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -385,7 +406,7 @@ class AnthePreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["AntheEncoderLayer", "AntheDecoderLayer", "AntheEmbeddings"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -495,6 +516,7 @@ class AntheDecoder(AnthePreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @accept_cache
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -546,12 +568,12 @@ class AntheDecoder(AnthePreTrainedModel):
                 masks["causal_mask"],
                 encoder_hidden_states,
                 encoder_attention_mask=encoder_mask,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
+                **{CACHE_NAME: past_key_values},
                 **kwargs,
             )
         return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=hidden_states, past_key_values=past_key_values
+            last_hidden_state=hidden_states, **{CACHE_NAME: past_key_values}
         )
 
     def _convolution_inputs(self, past_key_values: EncoderDecoderCache | None) -> ConvolutionInputs | None:
@@ -590,6 +612,7 @@ class AntheModel(AnthePreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.encoder.embeddings.embed_tokens = value
 
+    @accept_cache
     @can_return_tuple
     def forward(
         self,
@@ -634,7 +657,7 @@ class AntheModel(AnthePreTrainedModel):
         )
         return Seq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
-            past_key_values=decoder_outputs.past_key_values,
+            **{CACHE_NAME: getattr(decoder_outputs, CACHE_NAME)},
             decoder_hidden_states=decoder_outputs.hidden_states,
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
@@ -663,7 +686,8 @@ class AntheForSeq2SeqLM(AnthePreTrainedModel, GenerationMixin):
         self.post_init()
 
     @staticmethod
-    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, **kwargs):
+    @accept_cache
+    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values=None, **kwargs):
         """`generate` calls this ahead of a compiled step, whose inputs must not grow as a 2D mask does."""
         return decoder_masks(config, inputs_embeds, attention_mask, past_key_values)
 
@@ -678,6 +702,7 @@ class AntheForSeq2SeqLM(AnthePreTrainedModel, GenerationMixin):
         shifted = torch.cat([labels.new_full((labels.shape[0], 1), start_id), labels[:, :-1]], dim=1)
         return shifted.masked_fill(shifted == -100, pad_id)
 
+    @accept_cache
     @can_return_tuple
     def forward(
         self,
@@ -733,7 +758,7 @@ class AntheForSeq2SeqLM(AnthePreTrainedModel, GenerationMixin):
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
             decoder_hidden_states=outputs.decoder_hidden_states,
             decoder_attentions=outputs.decoder_attentions,
             cross_attentions=outputs.cross_attentions,

@@ -13,6 +13,8 @@ What is unusual, in the order of the dataflow:
 - dropout of the embeddings drops a feature at all positions at once.
 """
 
+import functools
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -41,6 +43,24 @@ from .configuration_delight import DeLighTConfig
 from .dextra import DExTra, GroupLinear, blockwise_depths, blockwise_widths, build_unit
 from .embeddings import DeLighTEmbeddings
 
+# transformers 5.24 renamed `past_key_values`.
+CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+
+
+def accept_cache(forward: Callable) -> Callable:
+    """Let `forward` take `past_key_values` under the name `cache` as well."""
+
+    @functools.wraps(forward)
+    def forward_with_cache(*args, **kwargs):
+        cache = kwargs.pop("cache", None)
+        if cache is not None:
+            if kwargs.get("past_key_values") is not None:
+                raise ValueError("`cache` and `past_key_values` are two names of one argument: pass only one of them.")
+            kwargs["past_key_values"] = cache
+        return forward(*args, **kwargs)
+
+    return forward_with_cache
+
 
 def positions_of(attention_mask: torch.Tensor | None, inputs: torch.Tensor, past_length: int = 0) -> torch.LongTensor:
     """
@@ -67,8 +87,8 @@ def decoder_masks(
         config=config,
         inputs_embeds=inputs_embeds,
         attention_mask=attention_mask,
-        past_key_values=cache,
         position_ids=position_ids,  # where they restart, another document begins
+        **{CACHE_NAME: cache},
     )
     if position_ids is None:
         past_length = 0 if cache is None else cache.get_seq_length()
@@ -226,6 +246,7 @@ class DeLighTLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.dropout)
         self.mlp_dropout = nn.Dropout(config.ffn_dropout)
 
+    @accept_cache
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -263,7 +284,7 @@ class DeLighTPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["DeLighTLayer", "DeLighTEmbeddings"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -370,6 +391,7 @@ class DeLighTDecoder(DeLighTPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @accept_cache
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -427,14 +449,14 @@ class DeLighTDecoder(DeLighTPreTrainedModel):
                 masks["causal_mask"],
                 encoder_hidden_states,
                 encoder_attention_mask=encoder_mask,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
+                **{CACHE_NAME: past_key_values},
                 **kwargs,
             )
         if self.layer_norm is not None:
             hidden_states = self.layer_norm(hidden_states)
         return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=hidden_states, past_key_values=past_key_values
+            last_hidden_state=hidden_states, **{CACHE_NAME: past_key_values}
         )
 
     def _check_inputs(self, input_ids, inputs_embeds, encoder_hidden_states, past_key_values) -> None:
@@ -476,6 +498,7 @@ class DeLighTModel(DeLighTPreTrainedModel):
         if self.config.share_embeddings or not self.config.is_encoder_decoder:
             self.decoder.embeddings.embed_tokens = value
 
+    @accept_cache
     @can_return_tuple
     def forward(
         self,
@@ -536,7 +559,7 @@ class DeLighTModel(DeLighTPreTrainedModel):
         )
         return Seq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
-            past_key_values=decoder_outputs.past_key_values,
+            **{CACHE_NAME: getattr(decoder_outputs, CACHE_NAME)},
             decoder_hidden_states=decoder_outputs.hidden_states,
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
@@ -575,7 +598,8 @@ class DeLighTForConditionalGeneration(DeLighTPreTrainedModel, GenerationMixin):
         self.post_init()
 
     @staticmethod
-    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, **kwargs):
+    @accept_cache
+    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values=None, **kwargs):
         """`generate` calls this ahead of a compiled step, whose inputs must not grow as a 2D mask does."""
         return decoder_masks(config, inputs_embeds, attention_mask, past_key_values)
 
@@ -590,6 +614,7 @@ class DeLighTForConditionalGeneration(DeLighTPreTrainedModel, GenerationMixin):
         shifted = torch.cat([labels.new_full((labels.shape[0], 1), start_id), labels[:, :-1]], dim=1)
         return shifted.masked_fill(shifted == -100, pad_id)
 
+    @accept_cache
     @can_return_tuple
     def forward(
         self,
@@ -641,7 +666,7 @@ class DeLighTForConditionalGeneration(DeLighTPreTrainedModel, GenerationMixin):
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
             decoder_hidden_states=outputs.decoder_hidden_states,
             decoder_attentions=outputs.decoder_attentions,
             cross_attentions=outputs.cross_attentions,
@@ -678,6 +703,7 @@ class DeLighTForCausalLM(DeLighTPreTrainedModel, GenerationMixin):
                 self._tied_weights_keys = {"lm_head.weight": "model.decoder.embeddings.embed_tokens.weight"}
         self.post_init()
 
+    @accept_cache
     @can_return_tuple
     def forward(
         self,
@@ -724,7 +750,7 @@ class DeLighTForCausalLM(DeLighTPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
