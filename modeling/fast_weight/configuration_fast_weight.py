@@ -99,7 +99,7 @@ class FastWeightConfig(PreTrainedConfig):
     """
 
     model_type = "fast_weight"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     attribute_map = {"d_model": "hidden_size"}
     base_model_fsdp_plan = {"layers.*": "free_full_weight"}
 

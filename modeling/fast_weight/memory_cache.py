@@ -1,10 +1,31 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
 """The cache of a fast weight memory: as large after a million tokens as after one."""
 
+import functools
+import inspect
 from collections.abc import Callable
 
 import torch
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
+from transformers.masking_utils import create_causal_mask
+
+# transformers 5.24 renamed `past_key_values`.
+CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+
+
+def accept_cache(forward: Callable) -> Callable:
+    """Let `forward` take `past_key_values` under the name `cache` as well."""
+
+    @functools.wraps(forward)
+    def forward_with_cache(*args, **kwargs):
+        cache = kwargs.pop("cache", None)
+        if cache is not None:
+            if kwargs.get("past_key_values") is not None:
+                raise ValueError("`cache` and `past_key_values` are two names of one argument: pass only one of them.")
+            kwargs["past_key_values"] = cache
+        return forward(*args, **kwargs)
+
+    return forward_with_cache
 
 
 class FastWeightLayer(LinearAttentionLayer, CacheLayerMixin):

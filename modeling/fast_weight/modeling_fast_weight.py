@@ -38,7 +38,7 @@ from .adaptive_softmax import AdaptiveSoftmax
 from .configuration_fast_weight import FastWeightConfig
 from .delta_rule import has_kernel
 from .feature_maps import Favor, build_feature_map, normalize_features
-from .memory_cache import FastWeightLayer
+from .memory_cache import CACHE_NAME, FastWeightLayer, accept_cache
 from .normalized_rules import normalized_rule
 from .positions import documents_of, forward_positions, last_columns, reversed_positions, sinusoidal_positions
 from .softmax_attention import SoftmaxAttention
@@ -137,8 +137,9 @@ class FastWeightMemory(nn.Module):
             logger.info_once("FastWeight runs the delta rule through flash-linear-attention's kernel.")
         elif value.is_cuda and self.config.update_rule == "delta":
             logger.warning_once(
-                "FastWeight runs the delta rule in plain PyTorch. After `pip install fla-core` it takes a kernel for "
-                f"models in bfloat16 with keys up to 256 wide (here {value.dtype} and {self.key_dim})."
+                "FastWeight runs the delta rule in plain PyTorch. flash-linear-attention's kernel (`pip install "
+                "fla-core`) is for half precision, keys up to 256 wide, more tokens than heads and no packed "
+                f"documents (here {value.dtype}, {self.key_dim} wide, {'packed' if is_packed else 'not packed'})."
             )
         else:
             logger.info_once("FastWeight runs its update rule in plain PyTorch, in chunks.")
@@ -180,6 +181,7 @@ class FastWeightBlock(GradientCheckpointingLayer):
 
     def forward(
         self,
+    @accept_cache
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         document_ids: torch.LongTensor | None = None,
@@ -206,7 +208,7 @@ class FastWeightPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["FastWeightBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -270,6 +272,7 @@ class FastWeightModel(FastWeightPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
+    @accept_cache
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -319,11 +322,11 @@ class FastWeightModel(FastWeightPreTrainedModel):
         self._redraw_features()
         for layer in self.layers:
             hidden_states = layer(
-                hidden_states, mask, document_ids, past_key_values=past_key_values, use_cache=use_cache, **kwargs
+                hidden_states, mask, document_ids, use_cache=use_cache, **{CACHE_NAME: past_key_values}, **kwargs
             )
         if self.layer_norm is not None:
             hidden_states = self.layer_norm(hidden_states)
-        return BaseModelOutputWithPast(last_hidden_state=self.dropout(hidden_states), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.dropout(hidden_states), **{CACHE_NAME: past_key_values})
 
     def _mask(self, inputs_embeds, attention_mask, past_key_values, position_ids) -> torch.Tensor | None:
         """The mask of this call's tokens, as the rule needs it."""
@@ -333,10 +336,10 @@ class FastWeightModel(FastWeightPreTrainedModel):
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
         )
 
+            **{CACHE_NAME: past_key_values},
     def _redraw_features(self) -> None:
         # Here and not in the feature map, as gradient checkpointing runs that one twice.
         if self.training and self.config.favor_redraw and self.config.feature_map == "favor":
@@ -401,7 +404,7 @@ class FastWeightForCausalLM(FastWeightPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         if self.config.position_embedding_type == "sinusoidal_reversed":
             # A new token moves the position of every one before it.
-            if any(model_kwargs.get(name) is not None for name in ("past_key_values", "inputs_embeds")):
+            if any(model_kwargs.get(name) is not None for name in ("past_key_values", "cache", "inputs_embeds")):
                 raise ValueError(
                     "With reversed positions each step computes all tokens anew: pass `input_ids`, and neither "
                     "`past_key_values` nor `inputs_embeds`."
@@ -415,18 +418,22 @@ class FastWeightForCausalLM(FastWeightPreTrainedModel, GenerationMixin):
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
     @staticmethod
-    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
+    @accept_cache
+    def create_masks_for_generate(
+        config, inputs_embeds, attention_mask, past_key_values=None, position_ids=None, **kwargs
+    ):
         """`generate` calls this ahead of a compiled step of the softmax rule, whose inputs must not grow."""
         return create_causal_mask(
             config=config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
         )
 
+            **{CACHE_NAME: past_key_values},
     @can_return_tuple
     def forward(
+    @accept_cache
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -473,7 +480,7 @@ class FastWeightForCausalLM(FastWeightPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -496,6 +503,7 @@ class FastWeightForSequenceClassification(FastWeightPreTrainedModel):
 
     @can_return_tuple
     def forward(
+    @accept_cache
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -536,7 +544,7 @@ class FastWeightForSequenceClassification(FastWeightPreTrainedModel):
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=pooled_logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
