@@ -137,9 +137,8 @@ class FastWeightMemory(nn.Module):
             logger.info_once("FastWeight runs the delta rule through flash-linear-attention's kernel.")
         elif value.is_cuda and self.config.update_rule == "delta":
             logger.warning_once(
-                "FastWeight runs the delta rule in plain PyTorch. flash-linear-attention's kernel (`pip install "
-                "fla-core`) is for half precision, keys up to 256 wide, more tokens than heads and no packed "
-                f"documents (here {value.dtype}, {self.key_dim} wide, {'packed' if is_packed else 'not packed'})."
+                "FastWeight runs the delta rule in plain PyTorch. After `pip install fla-core` it takes a kernel for "
+                f"models in bfloat16 with keys up to 256 wide (here {value.dtype} and {self.key_dim})."
             )
         else:
             logger.info_once("FastWeight runs its update rule in plain PyTorch, in chunks.")
@@ -179,9 +178,9 @@ class FastWeightBlock(GradientCheckpointingLayer):
         self.mlp_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
+    @accept_cache
     def forward(
         self,
-    @accept_cache
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         document_ids: torch.LongTensor | None = None,
@@ -270,9 +269,9 @@ class FastWeightModel(FastWeightPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @accept_cache
     @merge_with_config_defaults
     @capture_outputs
-    @accept_cache
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -337,9 +336,9 @@ class FastWeightModel(FastWeightPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            **{CACHE_NAME: past_key_values},
         )
 
-            **{CACHE_NAME: past_key_values},
     def _redraw_features(self) -> None:
         # Here and not in the feature map, as gradient checkpointing runs that one twice.
         if self.training and self.config.favor_redraw and self.config.feature_map == "favor":
@@ -428,12 +427,12 @@ class FastWeightForCausalLM(FastWeightPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            **{CACHE_NAME: past_key_values},
         )
 
-            **{CACHE_NAME: past_key_values},
+    @accept_cache
     @can_return_tuple
     def forward(
-    @accept_cache
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -501,9 +500,9 @@ class FastWeightForSequenceClassification(FastWeightPreTrainedModel):
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
+    @accept_cache
     @can_return_tuple
     def forward(
-    @accept_cache
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
