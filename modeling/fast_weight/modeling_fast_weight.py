@@ -101,7 +101,7 @@ class FastWeightMemory(nn.Module):
         beta = None
         if self.config.update_rule == "delta":
             beta = self.beta_proj(hidden_states).to(key.dtype).sigmoid()
-        self._tell_path(value)
+        self._tell_path(value, document_ids)
 
         layer = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         memory, normalizer = (None, None) if layer is None else layer.read()
@@ -130,15 +130,18 @@ class FastWeightMemory(nn.Module):
         features = self.feature_map(self._heads(projected).to(torch.promote_types(projected.dtype, torch.float32)))
         return normalize_features(features, self.config.key_norm_eps) if self.config.key_norm == "sum" else features
 
-    def _tell_path(self, value: torch.Tensor) -> None:
-        if torch.compiler.is_compiling() or self.layer_idx > 0:
+    def _tell_path(self, value: torch.Tensor, document_ids: torch.LongTensor | None) -> None:
+        # A single token is the recurrence's on any device, which says nothing about a text.
+        if torch.compiler.is_compiling() or self.layer_idx > 0 or value.shape[1] == 1:
             return
-        if has_kernel(value, self.key_dim):
+        is_delta, is_packed = self.config.update_rule == "delta", document_ids is not None
+        if is_delta and not is_packed and has_kernel(value, self.key_dim):
             logger.info_once("FastWeight runs the delta rule through flash-linear-attention's kernel.")
-        elif value.is_cuda and self.config.update_rule == "delta":
+        elif is_delta and value.is_cuda:
             logger.warning_once(
-                "FastWeight runs the delta rule in plain PyTorch. After `pip install fla-core` it takes a kernel for "
-                f"models in bfloat16 with keys up to 256 wide (here {value.dtype} and {self.key_dim})."
+                "FastWeight runs the delta rule in plain PyTorch. flash-linear-attention's kernel (`pip install "
+                "fla-core`) is for half precision, keys up to 256 wide, more tokens than heads and no packed "
+                f"documents (here {value.dtype}, {self.key_dim} wide, {'packed' if is_packed else 'not packed'})."
             )
         else:
             logger.info_once("FastWeight runs its update rule in plain PyTorch, in chunks.")
@@ -520,6 +523,11 @@ class FastWeightForSequenceClassification(FastWeightPreTrainedModel):
             labels (`torch.LongTensor` or `torch.FloatTensor`, *optional*): `[batch]` class ids, or as
                 `config.problem_type` wants them.
         """
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        if inputs is not None and inputs.shape[1] == 0:
+            raise ValueError(
+                f"A text is classified by its last token, and these {len(inputs)} have none: pass tokens."
+            )
         if attention_mask is None and input_ids is not None:
             attention_mask = self._mask_of_padding(input_ids)
         outputs = self.model(
