@@ -52,13 +52,21 @@ def favor_projection(head_dim: int, num_features: int, layout: str = "columns") 
         layout (`str`): `"columns"` draws orthogonal directions of width d, as long as Gaussian ones
             (arXiv 2009.14794, section 2.4). `"rows"` is what the original language models use: that function called
             with its arguments exchanged, so that the rows are orthogonal.
+
+    Raises:
+        `ValueError`: if a size is below 1, or there is no such layout.
     """
+    if head_dim < 1 or num_features < 1:
+        raise ValueError(f"FAVOR+ needs a width and features of at least 1, got {head_dim} and {num_features}.")
+    if layout not in ("columns", "rows"):
+        raise ValueError(f"The layout of FAVOR+ must be 'columns' or 'rows', got {layout!r}.")
     if layout == "rows":
         return favor_projection(num_features, head_dim).T.contiguous()
     blocks = []
     for start in range(0, num_features, head_dim):
-        directions = torch.linalg.qr(torch.randn(head_dim, head_dim)).Q
-        lengths = torch.randn(head_dim, head_dim).norm(dim=0)
+        # Not in the default dtype, which is that of a model being built: QR knows no half precision.
+        directions = torch.linalg.qr(torch.randn(head_dim, head_dim, dtype=torch.float32)).Q
+        lengths = torch.randn(head_dim, head_dim, dtype=torch.float32).norm(dim=0)
         blocks.append((directions * lengths)[:, : num_features - start])
     return torch.cat(blocks, dim=-1)
 

@@ -2,6 +2,7 @@
 """FastWeight: the equivalences of language models under each of its rules, and what only a memory has."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -277,6 +278,21 @@ def test_caches_of_another_kind_are_refused():
         model(input_ids=words(3, 1), past_key_values=cache_of(model, ids))
 
 
+@pytest.mark.parametrize("fields", [{}, SOFTMAX], ids=["delta", "softmax"])
+@torch.no_grad()
+def test_caches_are_taken_under_both_names_that_transformers_has_for_them(fields):
+    model, ids = small_model(**fields), words(2, 6)
+    classifier = small_model(FastWeightForSequenceClassification, **fields)
+    for one in (model, model.model, classifier):
+        caches = [cache_of(one, ids[:, :4]) for _ in range(2)]
+        rest = {"input_ids": ids[:, 4:], "attention_mask": torch.ones_like(ids)}
+        ours = one(**rest, past_key_values=caches[0])[0]
+        assert torch.equal(one(**rest, cache=caches[1])[0], ours)
+        assert not torch.allclose(one(input_ids=ids[:, 4:])[0], ours)
+        with pytest.raises(ValueError, match="two names of one argument"):
+            one(**rest, past_key_values=caches[0], cache=caches[1])
+
+
 def test_assisted_decoding_is_for_the_baseline_alone():
     ids, options = words(1, 6), {"max_new_tokens": 8, "do_sample": False, "prompt_lookup_num_tokens": 2}
     with pytest.raises(ValueError, match="stateful"):
@@ -548,7 +564,27 @@ def test_classifier_needs_to_know_the_padding():
         model(input_ids=ids)
 
 
+@pytest.mark.parametrize("fields", [{}, SOFTMAX], ids=["delta", "softmax"])
+def test_classifier_of_no_tokens_is_refused(fields):
+    model = small_model(FastWeightForSequenceClassification, **fields)
+    with pytest.raises(ValueError, match="classified by its last token, and these 2 have none"):
+        model(input_ids=words(2, 0))
+
+
 # The rest
+
+
+@pytest.mark.parametrize("fields", [{}, SUM], ids=["delta", "sum"])
+def test_the_path_is_told_once(fields, caplog, monkeypatch):
+    logging.Logger.info_once.cache_clear()
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level(logging.INFO, FastWeightModel.__module__)
+    model = small_model(**fields)
+    model(input_ids=words(1, 1))
+    assert "FastWeight runs" not in caplog.text
+    for _ in range(2):
+        model(input_ids=words(1, 6))
+    assert caplog.text.count("FastWeight runs") == caplog.text.count("in plain PyTorch, in chunks.") == 1
 
 
 def test_adaptive_logits_are_log_probabilities_and_its_loss_makes_none():

@@ -25,6 +25,8 @@ CHUNK = {"delta": chunk_delta_rule, "sum": chunk_sum_rule}
 SLOW = pytest.mark.slow
 LENGTHS = (1, 2, 63, 64, 65, 100, 193)
 rules = pytest.mark.parametrize("rule", ["delta", "sum"])
+starts = pytest.mark.parametrize("carried", [False, True], ids=["from_zero", "carried"])
+packings = pytest.mark.parametrize("packed", [False, True], ids=["one_document", "documents"])
 
 
 def build(rule: str, batch=2, length=70, heads=3, key_dim=7, value_dim=5, dtype=torch.float64) -> list[torch.Tensor]:
@@ -68,20 +70,27 @@ def draw_documents(batch: int, length: int, share: float = 0.1) -> torch.Tensor:
 
 @rules
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("carried", [False, True], ids=["from_zero", "carried"])
-def test_chunks_are_the_recurrence(rule, length, carried):
+@starts
+@packings
+def test_chunks_are_the_recurrence(rule, length, carried, packed):
     inputs = build(rule, length=length)
     state = memory(inputs) if carried else None
-    assert_same(results(CHUNK[rule], inputs, state), results(NAIVE[rule], inputs, state), **EXACT)
+    options = {"document_ids": draw_documents(2, length)} if packed else {}
+    assert_same(
+        results(CHUNK[rule], inputs, state, **options), results(NAIVE[rule], inputs, state, **options), **EXACT
+    )
 
 
 @rules
 @pytest.mark.parametrize("length", LENGTHS)
-def test_float32_is_as_good_as_its_precision(rule, length):
+@starts
+@packings
+def test_float32_is_as_good_as_its_precision(rule, length, carried, packed):
     inputs = build(rule, length=length, key_dim=16, value_dim=12, dtype=torch.float32)
-    state = memory(inputs)
-    exact = results(NAIVE[rule], [tensor.double() for tensor in inputs], state.double())
-    assert_same(results(CHUNK[rule], inputs, state), exact, **SINGLE)
+    state = memory(inputs) if carried else None
+    options = {"document_ids": draw_documents(2, length)} if packed else {}
+    doubled = [tensor.double() for tensor in inputs], None if state is None else state.double()
+    assert_same(results(CHUNK[rule], inputs, state, **options), results(NAIVE[rule], *doubled, **options), **SINGLE)
 
 
 @rules
@@ -139,7 +148,7 @@ def separately(form, inputs, state, steps: list[int]) -> tuple[torch.Tensor, tor
 
 
 @rules
-@pytest.mark.parametrize("carried", [False, True], ids=["from_zero", "carried"])
+@starts
 @pytest.mark.parametrize("steps", [[0, 100], [0, 1, 64, 65, 193], [0, 0, 5, 5, 5, 40, 40], [0, 30, 60, 90]], ids=len)
 def test_sequences_side_by_side_are_separate_calls(rule, steps, carried):
     inputs = build(rule, batch=1, length=steps[-1])
@@ -332,7 +341,7 @@ def test_training_keeps_one_memory_per_chunk(rule):
     assert at_2048 < one_per_token / 3
 
 
-@pytest.mark.parametrize("carried", [False, True], ids=["from_zero", "carried"])
+@starts
 def test_fast_weight_memory_by_its_definition(carried):
     query, key, value, beta = inputs = build("delta", length=9)
     first = memory(inputs) if carried else None

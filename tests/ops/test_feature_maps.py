@@ -70,6 +70,29 @@ def test_favor_directions_are_orthogonal_in_blocks(head_dim, num_features):
         torch.testing.assert_close(product, torch.diag(product.diagonal()), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("sizes", [(8, 0), (8, -1), (0, 8)], ids=str)
+@pytest.mark.parametrize("layout", ["columns", "rows"])
+def test_favor_needs_positive_sizes(sizes, layout):
+    with pytest.raises(ValueError, match="at least 1, got .*(0|-1)"):
+        favor_projection(*sizes, layout)
+
+
+def test_favor_layouts_are_named():
+    with pytest.raises(ValueError, match="'columns' or 'rows', got 'row'"):
+        favor_projection(8, 8, "row")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_favor_is_drawn_for_models_in_half_precision(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        feature_map = Favor(8, 12)
+        feature_map.reset_parameters()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert feature_map.projection.dtype == dtype and feature_map.projection.float().std() > 0.5
+
+
 def test_favor_approximates_the_exponential():
     torch.manual_seed(0)
     query, key = (torch.randn(50, 8) * 0.3 for _ in range(2))

@@ -33,7 +33,7 @@ def results(form, inputs: dict[str, torch.Tensor], states: dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize(("rule", "norm"), RULES)
-@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 100])
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 100, 193])
 @pytest.mark.parametrize("carried", [False, True], ids=["empty", "carried"])
 @pytest.mark.parametrize("packed", [False, True], ids=["one_document", "documents"])
 def test_fast_form_is_the_recurrence(rule, norm, length, carried, packed):
