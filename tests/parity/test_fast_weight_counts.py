@@ -54,6 +54,13 @@ def test_totals(build, preset):
     assert (model.config.vocab_size, model.config.adaptive_cutoffs) == (VOCABULARY, CUTOFFS)
 
 
+@pytest.mark.parametrize(
+    ("preset", "parameters"), [("small", 5_207_552), ("small_sum", 5_203_456), ("small_softmax", 5_203_456)]
+)
+def test_totals_of_the_presets_that_are_measured(build, preset, parameters):
+    assert count_parameters(build(preset)) == parameters
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_pieces(build, preset):
     model = build(preset)
