@@ -128,6 +128,20 @@ _ALL = (
         ),
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
     ),
+    Family(
+        name="selective_attn",
+        title="SelectiveAttn",
+        paper="2410.02703",
+        model_type="selective_attn",
+        config="SelectiveAttnConfig",
+        models={
+            "AutoModel": "SelectiveAttnModel",
+            "AutoModelForCausalLM": "SelectiveAttnForCausalLM",
+            "AutoModelForSequenceClassification": "SelectiveAttnForSequenceClassification",
+        },
+        presets=("tiny", "small", "small_plain", "100m", *(f"c{size}" for size in range(6, 17))),
+        lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    ),
 )
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
