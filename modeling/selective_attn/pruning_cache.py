@@ -4,6 +4,7 @@
 from collections.abc import Callable
 from functools import wraps
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,16 @@ class SelectiveAttentionLayer(CacheLayerMixin):
 
     _layer_type = "selective_attention"
     is_compileable = False  # `num_seen` is a number of Python
+
+    # None before the first token, which callers need not care about.
+    keys: Any
+    values: Any
+    votes: Any
+    positions: Any
+    is_start: Any
+    num_real: Any
+    recorded: Any
+    memory_budget: Any
 
     def __init__(self, **kwargs):
         super().__init__()
