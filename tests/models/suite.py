@@ -11,15 +11,18 @@ Logits are always asked for without labels: with labels a model may compute its 
 import copy
 import dataclasses
 import inspect
+import logging
 import math
+import warnings
 
 import pytest
 import torch
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, __version__, set_seed
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedConfig, PreTrainedModel, __version__, set_seed
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.logging import warning_once
 
 from leanformers.accounting import macs
 from numerics import assert_close
@@ -83,6 +86,11 @@ def enable_checkpointing(model: PreTrainedModel, use_reentrant: bool = False) ->
     old_name = "gradient_checkpointing_enable"
     name = "activation_checkpointing_enable" if hasattr(model, "activation_checkpointing_enable") else old_name
     getattr(model, name)({"use_reentrant": use_reentrant})
+
+
+def empty_cache(config: PreTrainedConfig) -> DynamicCache | EncoderDecoderCache:
+    cache = DynamicCache(config=config)
+    return EncoderDecoderCache(cache, DynamicCache(config=config)) if config.is_encoder_decoder else cache
 
 
 def prompt_ends_at_once(config: PreTrainedConfig) -> bool:
@@ -315,6 +323,30 @@ class ModelSuite:
         assert torch.equal(static, expected)
         assert 0 < len(compilations) <= 3
 
+    @pytest.fixture
+    def warned(self, caplog):
+        """What transformers warns of: its log, which does not propagate, as if nothing had been warned of before."""
+        logger = logging.getLogger("transformers")
+        warning_once.cache_clear()
+        logger.addHandler(caplog.handler)
+        yield caplog
+        logger.removeHandler(caplog.handler)
+
+    def test_nothing_is_warned_of_the_name_of_the_cache(self, model, config, rows, warned):
+        """transformers 5.24 renamed `past_key_values`; a user who names none hears nothing of it."""
+        batch = self.batch(config, rows, "left")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for num_beams in (1, 2):
+                model.generate(**batch, max_new_tokens=3, num_beams=num_beams)
+            model(**self.training_batch(config, rows)).loss.backward()
+            output = model(**batch, use_cache=True)
+        messages = warned.messages + [str(warning.message) for warning in caught]
+        assert not [message for message in messages if "past_key_values" in message]
+        assert output.past_key_values is not None
+        if hasattr(output, "cache"):
+            assert any("past_key_values" in message for message in warned.messages)
+
     @pytest.mark.parametrize("kind", ["assistant", "prompt_lookup"])
     def test_assisted_decoding_matches_greedy_search(self, model, config, rows, kind):
         prompt, options = torch.tensor(self.prompts(rows)[:1]), {"max_new_tokens": 12, "do_sample": False}
@@ -328,6 +360,24 @@ class ModelSuite:
                 model.generate(prompt, **options, **help)
             return
         assert torch.equal(model.generate(prompt, **options, **help), model.generate(prompt, **options))
+
+    def test_cache_has_two_names(self, model, config, rows):
+        """`past_key_values`, and `cache` as in transformers 5.24."""
+        batch = self.batch(config, rows, "left")
+        mask_name = self.id_names[-1].replace("input_ids", "attention_mask")
+        rest = {**batch, mask_name: batch[mask_name].repeat(1, 2)}
+        for part in (model, model.base_model):
+            with torch.no_grad():
+                cache, alone = part(**batch, use_cache=True).past_key_values, part(**batch)[0]
+                old = part(**rest, past_key_values=copy.deepcopy(cache))
+                new = part(**rest, cache=copy.deepcopy(cache))
+            assert_close("outputs", new[0], old[0], relative=1e-6, absolute=1e-6)
+            assert not torch.allclose(new[0], alone, atol=1e-4)
+            assert new.past_key_values.get_seq_length() == 2 * cache.get_seq_length()
+        takers = [part for part in model.modules() if "past_key_values" in inspect.signature(part.forward).parameters]
+        for part in (part for part in takers if isinstance(part, PreTrainedModel)):
+            with pytest.raises(ValueError, match="`cache` and `past_key_values` are two names"):
+                part(cache=cache, past_key_values=cache)
 
     # Training
 
@@ -359,6 +409,13 @@ class ModelSuite:
         assert layers and all(layer.gradient_checkpointing for layer in layers)
         for name, tensor in loss_and_gradients(model, batch).items():
             assert_close(name, tensor, expected[name], relative=1e-6, absolute=1e-6)
+
+    def test_gradient_checkpointing_leaves_the_cache_alone(self, model, config, rows):
+        """Blocks run twice, and would write into it twice."""
+        cache = empty_cache(config)
+        enable_checkpointing(model.train())
+        model(**self.batch(config, rows), past_key_values=cache, use_cache=True).logits.sum().backward()
+        assert cache.get_seq_length() == 0
 
     def test_eager_matches_sdpa(self, config, rows):
         if len(self.attention_implementations) == 1:

@@ -134,6 +134,10 @@ class TestFastWeightForCausalLM(CausalLMSuite):
             with pytest.raises(ValueError, match=f"cache_implementation='{kind}' .* has a fixed size anyway"):
                 model.generate(words(1, 4), cache_implementation=kind, max_new_tokens=2)
 
+    def test_gradient_checkpointing_leaves_the_cache_alone(self, model, config, rows):
+        with pytest.raises(ValueError, match="cannot carry `past_key_values`"):
+            super().test_gradient_checkpointing_leaves_the_cache_alone(model, config, rows)
+
 
 class TestReversedPositions(TestFastWeightForCausalLM):
     """As in the original, appending a token changes all before it: there is no decoding with a cache."""
