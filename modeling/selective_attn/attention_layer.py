@@ -16,6 +16,7 @@ from .configuration_selective_attn import SelectiveAttnConfig
 from .pruning_cache import MAX_RECORDED
 from .selective_attention import naive_selective_attention, selective_attention, selective_attention_step
 
+PROMPT_PIECE = 512  # tokens
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.jit.is_tracing)  # new in torch 2.7
 
 
@@ -169,6 +170,10 @@ class SelectiveAttnAttention(nn.Module):
     def _select(self, query, key, value, is_real, document_ids, past_key_values, output_memories=False, **kwargs):
         """Selective attention of what is in the cache and what is new."""
         length, cache_layer, budget = query.shape[1], None, self._memory_budget()
+        is_naive, is_lazy = self._is_naive(query, budget), self.config.prune_prompt == "lazy"
+        is_whole = is_naive or is_lazy or output_memories or document_ids is not None
+        if past_key_values is not None and budget is not None and length > PROMPT_PIECE and not is_whole:
+            return self._select_piecewise(query, key, value, is_real, past_key_values)
         known = {"attention_mask": is_real, "document_ids": document_ids}
         if past_key_values is not None:
             # What comes after packed documents continues the last one.
@@ -191,19 +196,25 @@ class SelectiveAttnAttention(nn.Module):
 
         form = selective_attention
         options = self._rule() | known | {"sliding_window": self.sliding_window, "output_details": True}
-        options["memory_budget"] = budget if self.config.prune_prompt == "strict" else None
+        options["memory_budget"] = None if is_lazy else budget
         options["memory_tau"] = self.config.memory_loss_tau if output_memories else None
-        if self._is_naive(query, budget):
+        if is_naive:
             form, options["dropout"] = naive_selective_attention, self.config.attention_dropout * self.training
         elif cache_layer is not None and cache_layer.record_past:
             options["num_votes"] = MAX_RECORDED
         output, votes, details = form(query, key, value, **options)
         if cache_layer is not None:
-            held = details.held
-            if budget is not None and held is None:
-                held = cache_layer.held_after_prompt(votes)
-            cache_layer.settle(votes, held, details.votes)
+            cache_layer.settle(votes, details.held, details.votes)
+            if budget is not None and is_lazy:
+                cache_layer.settle(votes, cache_layer.least_voted())
         return output, details.probabilities, details.selection, details.memory
+
+    def _select_piecewise(self, query, key, value, is_real, past_key_values):
+        """A long prompt under a budget, in time and memory linear in its length: what was dropped is read no more."""
+        pieces = [states.split(PROMPT_PIECE, dim=1) for states in (query, key, value)]
+        masks = [None] * len(pieces[0]) if is_real is None else is_real.split(PROMPT_PIECE, dim=1)
+        outputs = [self._select(*piece, None, past_key_values)[0] for piece in zip(*pieces, masks, strict=True)]
+        return torch.cat(outputs, dim=1), None, None, None
 
     def _select_one(self, query, key, value, is_real, cache_layer):
         """The next token, whose slot in the cache may be any."""

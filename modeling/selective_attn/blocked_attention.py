@@ -82,7 +82,7 @@ class Selector:
 
     def blocks(self) -> Iterator[tuple[slice, int]]:
         """The queries of each block, and how many keys there are up to its last one."""
-        for start in range(0, self.length, self.block_size):
+        for start in range(0, max(self.length, 1), self.block_size):  # no queries are a block, too
             stop = min(start + self.block_size, self.length)
             yield slice(start, stop), self.past + stop
 

@@ -28,10 +28,11 @@ def accept_cache(forward: Callable) -> Callable:
 
     @wraps(forward)
     def renamed(self, *args, **kwargs):
-        if "cache" in kwargs:
+        cache = kwargs.pop("cache", None)
+        if cache is not None:
             if kwargs.get("past_key_values") is not None:
-                raise ValueError("`cache` and `past_key_values` are two names of one argument: pass one of them.")
-            kwargs["past_key_values"] = kwargs.pop("cache")
+                raise ValueError("`cache` and `past_key_values` are two names of one argument: pass only one of them.")
+            kwargs["past_key_values"] = cache
         return forward(self, *args, **kwargs)
 
     return renamed
@@ -126,6 +127,8 @@ class SelectiveAttentionLayer(CacheLayerMixin):
         positions = torch.where(is_real, self.num_real[:, None] + counts - 1, -1)
         is_start = (positions == 0) & protect_start
         is_full = memory_budget is not None and self.votes.shape[1] >= memory_budget
+        if is_full and self.votes.shape[1] > memory_budget:  # read without a budget, or with a larger one
+            self.settle(self.votes, self.least_voted())
         new = (key_states, value_states, self.votes.new_zeros(positions.shape), positions, is_start)
         if is_full and num_tokens == 1:
             self._replace_one(dict(zip(STATE, new, strict=True)), sliding_window)
@@ -170,9 +173,9 @@ class SelectiveAttentionLayer(CacheLayerMixin):
                 first = held.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
                 self._gather(first[:, : self.memory_budget])
 
-    def held_after_prompt(self, votes: Tensor) -> Tensor:
-        """Which tokens are left of a prompt that was read in full: `[batch, slots]`."""
-        return least_voted(votes, self.is_start, self.positions >= 0, self.memory_budget)
+    def least_voted(self) -> Tensor:
+        """Which tokens are left of a text that was read in full: `[batch, slots]`."""
+        return least_voted(self.votes, self.is_start, self.positions >= 0, self.memory_budget)
 
     def _replace_one(self, new: dict[str, Tensor], sliding_window: int | None) -> None:
         # What the new token will not see leaves first, empty slots among it.
