@@ -145,7 +145,7 @@ def run_and_count(settings, monkeypatch, fail_at: int | None = None) -> list[tup
         if len(ran) == fail_at:
             raise KeyboardInterrupt
         ran.append((curve, num_keys))
-        return {"curve": curve, "num_keys": num_keys, "best_loss": 0.1, "settings": settings.settings()}
+        return {"curve": curve, "num_keys": num_keys, "best_loss": 0.1}
 
     monkeypatch.setattr(retrieval_sweep, "train_point", point)
     with suppress(KeyboardInterrupt):
@@ -166,7 +166,7 @@ def test_an_interrupted_sweep_goes_on_with_the_next_point(tmp_path, monkeypatch)
 
 def test_points_of_other_settings_are_not_taken_for_ours(tmp_path, monkeypatch):
     run_and_count(arguments(tmp_path, num_keys=[4]), monkeypatch)
-    with pytest.raises(ValueError, match="dpfp1_sum with 4 keys under other settings"):
+    with pytest.raises(ValueError, match="curve dpfp1_sum, num_keys 4 under other settings"):
         run_sweep(arguments(tmp_path, num_keys=[4], batch_size=8), {})
     assert run_and_count(arguments(tmp_path, num_keys=[5], batch_size=8), monkeypatch) == [("dpfp1_sum", 5)]
 

@@ -1,17 +1,14 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
-"""The retrieval study over numbers of keys: a finished point is kept at once, and a second run goes on with the rest.
+"""The retrieval study over numbers of keys.
 
 Training ends as in the paper's code: when an evaluation is as good as asked for, or after so many without progress.
 """
 
-import json
 import math
-import os
 import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ from tqdm.auto import tqdm
 from leanformers.data.tasks import AssociativeRetrieval, RetrievalBatch
 
 from .retrieval import RetrievalModel
+from .sweep import run_points
 
 
 @dataclass
@@ -135,7 +133,6 @@ def train_point(curve: str, num_keys: int, arguments: RetrievalArguments, progre
         "steps": step,
         "stopped": reason or "max_steps",
         "seconds": round(time.perf_counter() - start, 1),
-        "settings": arguments.settings(),
     }
 
 
@@ -152,40 +149,13 @@ def best_of(losses: list[float]) -> int:
 
 
 def run_sweep(arguments: RetrievalArguments, about: Mapping[str, Any]) -> list[dict]:
-    """Train all points that the output file does not have yet, and return all that it has then.
-
-    Args:
-        about: What the file says besides the points, such as versions and machine.
-
-    Raises:
-        `ValueError`: if the file has one of the points with other settings.
-    """
-    path = Path(arguments.output_file)
-    points = read_points(path)
-    wanted = arguments.points()
-    for point in points:
-        if (point["curve"], point["num_keys"]) in wanted and point["settings"] != arguments.settings():
-            raise ValueError(
-                f"{path} has {point['curve']} with {point['num_keys']} keys under other settings "
-                f"({point['settings']}); give another output_file."
-            )
-    done = {(point["curve"], point["num_keys"]) for point in points}
-    with tqdm([point for point in wanted if point not in done], desc="retrieval", unit="point") as progress:
-        for curve, num_keys in progress:
-            points.append(train_point(curve, num_keys, arguments, progress))
-            write_points(path, points, about)
-    return points
-
-
-def read_points(path: Path) -> list[dict]:
-    """The points of an earlier run, or of none."""
-    return json.loads(path.read_text(encoding="utf-8"))["points"] if path.is_file() else []
-
-
-def write_points(path: Path, points: list[dict], about: Mapping[str, Any]) -> None:
-    """Put a new file in the place of the old one, which stays whole if this process ends here."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = sorted(points, key=lambda point: (point["curve"], point["num_keys"]))
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({**about, "points": rows}, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    """Train all points that the output file does not have yet, and return all that it has then; see `run_points`."""
+    return run_points(
+        arguments.output_file,
+        ("curve", "num_keys"),
+        arguments.points(),
+        arguments.settings(),
+        lambda curve, num_keys, progress: train_point(curve, num_keys, arguments, progress),
+        about,
+        "retrieval",
+    )
