@@ -13,6 +13,7 @@ from leanformers.hub.export import export
 from leanformers.modeling.anthe import AntheConfig, AntheForSeq2SeqLM
 from leanformers.modeling.delight import DeLighTConfig, DeLighTForCausalLM, DeLighTForConditionalGeneration
 from leanformers.modeling.fast_weight import FastWeightConfig, FastWeightForCausalLM
+from leanformers.modeling.selective_attn import SelectiveAttnConfig, SelectiveAttnForCausalLM
 from leanformers.registry import language_model_class
 
 DELIGHT = {"hidden_size": 64, "embedding_size": 16, "num_decoder_layers": 2, "min_depth": 2, "max_depth": 3}
@@ -70,11 +71,20 @@ def fast_weight_language_model(tokenizers: TranslationTokenizers) -> FastWeightF
     return FastWeightForCausalLM(FastWeightConfig(**sizes, **depth, **special_ids))
 
 
+def selective_language_model(tokenizers: TranslationTokenizers) -> SelectiveAttnForCausalLM:
+    """With a budget smaller than any text, so that what is shipped is what prunes."""
+    sizes = {"vocab_size": tokenizers.target_vocab_size, "hidden_size": 32, "intermediate_size": 48}
+    depth = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "memory_budgets": [3, 4]}
+    special_ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 2}
+    return SelectiveAttnForCausalLM(SelectiveAttnConfig(**sizes, **depth, **special_ids))
+
+
 MODELS = {
     "anthe": tiny_model,
     "delight": delight_translator,
     "delight_lm": delight_language_model,
     "fast_weight_lm": fast_weight_language_model,
+    "selective_attn_lm": selective_language_model,
 }
 RESULTS = {
     "AutoModelForSeq2SeqLM": {"test_bleu": 1.5, "test_bleu_signature": "nrefs:1", "eval_perplexity": 3.25},

@@ -28,7 +28,7 @@ from leanformers.hub.clean_process import outputs_of
 from leanformers.hub.export import export, export_run
 from leanformers.modeling.anthe import AntheForSeq2SeqLM
 from leanformers.modeling.delight import DeLighTForCausalLM
-from leanformers.registry import language_model_class
+from leanformers.registry import family_of, language_model_class
 
 CODE = {"configuration_anthe.py", "modeling_anthe.py", "soft_positions.py", "tensor_chain.py"}
 CODE_OF = {
@@ -37,6 +37,10 @@ CODE_OF = {
     "fast_weight": {
         *("configuration_fast_weight.py", "modeling_fast_weight.py", "delta_rule.py", "feature_maps.py"),
         *("normalized_rules.py", "memory_cache.py", "softmax_attention.py", "positions.py", "adaptive_softmax.py"),
+    },
+    "selective_attn": {
+        *("configuration_selective_attn.py", "modeling_selective_attn.py", "attention_layer.py", "visible_keys.py"),
+        *("selective_attention.py", "blocked_attention.py", "context_pruning.py", "pruning_cache.py"),
     },
 }
 
@@ -61,7 +65,7 @@ def test_folder_is_complete(exported: Path):
 def test_only_what_loads_from_the_folder_is_offered(exported_of_each_kind: Path):
     config = AutoConfig.from_pretrained(exported_of_each_kind)
     assert {path.name for path in exported_of_each_kind.glob("*.py")} == CODE_OF[config.model_type]
-    classifier = {"AutoModelForSequenceClassification"} if config.model_type == "fast_weight" else set()
+    classifier = {"AutoModelForSequenceClassification"} & family_of(config).models.keys()
     assert config.auto_map.keys() == {"AutoConfig", "AutoModel", language_model_class(config)} | classifier
     assert config.auto_map[language_model_class(config)].endswith(config.architectures[0])
     assert (exported_of_each_kind / "target_tokenizer").is_dir() == config.is_encoder_decoder
