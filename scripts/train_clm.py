@@ -13,9 +13,9 @@ from transformers.utils import logging
 
 from leanformers.arguments import (
     LanguageModelingDataArguments,
+    LanguageModelTrainingArguments,
     LeanArgumentParser,
     ModelArguments,
-    RunTrainingArguments,
     plain_errors,
 )
 from leanformers.training.causal_lm import train_language_model
@@ -24,7 +24,7 @@ from leanformers.training.runs import TrainingInterrupted
 
 def main() -> None:
     logging.disable_progress_bar()  # of loading and saving: the bars of the work itself stay
-    parser = LeanArgumentParser([ModelArguments, LanguageModelingDataArguments, RunTrainingArguments])
+    parser = LeanArgumentParser([ModelArguments, LanguageModelingDataArguments, LanguageModelTrainingArguments])
     arguments = parser.parse()
     try:
         with plain_errors():

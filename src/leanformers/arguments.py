@@ -186,6 +186,24 @@ class RunTrainingArguments(TrainingArguments):
 
 
 @dataclass
+class LanguageModelTrainingArguments(RunTrainingArguments):
+    """The arguments of Trainer, with how a model that has not selected so far begins to."""
+
+    selection_warmup_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Optimizer steps over which the votes of selective attention grow from nothing to the model's "
+            "selection_strength."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.selection_warmup_steps < 0:
+            raise ValueError(f"selection_warmup_steps must be at least 0, got {self.selection_warmup_steps}.")
+
+
+@dataclass
 class TranslationTrainingArguments(RunTrainingArguments, Seq2SeqTrainingArguments):
     """The arguments of Seq2SeqTrainer, with lengths bucketed and translations scored unless told otherwise."""
 

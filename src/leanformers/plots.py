@@ -1,6 +1,6 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
-"""Figures as PNG (extra `bench`: matplotlib): training curves from the Trainer's `log_history`, and the losses of the
-retrieval study."""
+"""Figures as PNG (extra `bench`: matplotlib): training curves from the Trainer's `log_history`, the losses of the
+retrieval study, and the accuracies of the selection study."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -83,6 +83,67 @@ def retrieval_losses(points: Sequence[Mapping], path: str | Path, title: str | N
     return _save(figure, path)
 
 
+def selection_accuracies(points: Sequence[Mapping], path: str | Path) -> Path:
+    """Draws accuracies over the length, a panel for each task and a curve for each model, with a dotted line at the
+    longest training sequences; and over the memory budget at that length, a curve for each task. Curves are means over
+    seeds, amid the range of all seeds. Returns the path of the PNG written.
+
+    Args:
+        points: of the selection study, each with `task`, `model`, `settings` and `evaluations`.
+        path: the file to write; its folder is made if need be. Equal points give equal files.
+    """
+    panels = _accuracy_panels(points)
+    if not panels:
+        raise ValueError(f"None of {len(points)} points has an evaluation: nothing to draw.")
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = _figure_class()(figsize=(4.6 * columns, 3.1 * rows), dpi=120, layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    trained = {point["task"]: point["settings"]["train_length"] for point in points}
+    for axis, ((title, x_label), curves) in zip(axes, panels.items(), strict=False):
+        for index, (label, curve) in enumerate(curves.items(), start=1 if title in trained else 3):
+            _draw_range(axis, label, curve, {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index]})
+        if title in trained:
+            axis.axvline(trained[title], color=INK, linewidth=0.8, linestyle=":")
+        places = sorted({place for curve in curves.values() for place in curve})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(places, labels=places)
+        axis.minorticks_off()
+        axis.set_ylim(-0.03, 1.03)
+        _dress(axis, title, x_label)
+        axis.set_ylabel("accuracy", fontsize=9, color=INK)
+        axis.legend(fontsize=8, frameon=False)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    return _save(figure, path)
+
+
+def _accuracy_panels(points: Sequence[Mapping]) -> dict[tuple[str, str], dict[str, dict[int, list[float]]]]:
+    """Title and label of the axis -> label of the curve -> place on the axis -> accuracies of all seeds."""
+    panels: dict[tuple[str, str], dict[str, dict[int, list[float]]]] = {}
+    # Selective before plain.
+    for point in sorted(points, key=lambda point: (point["task"], point["model"] == "plain", point["seed"])):
+        for entry in point["evaluations"]:
+            if entry["memory_budget"] is None:
+                panel, label, place = (point["task"], "length"), point["model"], entry["length"]
+            elif entry["length"] == point["settings"]["train_length"]:
+                panel, label, place = ("with less memory", "memory budget"), point["task"], entry["memory_budget"]
+            else:
+                continue
+            panels.setdefault(panel, {}).setdefault(label, {}).setdefault(place, []).append(entry["accuracy"])
+    return dict(sorted(panels.items(), key=lambda item: item[0][1] == "memory budget"))
+
+
+def _draw_range(axis, label: str, curve: Mapping[int, list[float]], style: Mapping[str, str]) -> None:
+    """A curve of means amid the range of what they are means of."""
+    places = sorted(curve)
+    values = [curve[place] for place in places]
+    means = [sum(numbers) / len(numbers) for numbers in values]
+    axis.plot(places, means, **style, markersize=4.5, linewidth=1.6, label=label)
+    lowest, highest = ([choose(numbers) for numbers in values] for choose in (min, max))
+    axis.fill_between(places, lowest, highest, color=style["color"], alpha=0.18, linewidth=0)
+
+
 def _figure_class() -> type:
     try:
         from matplotlib.figure import Figure
@@ -103,6 +164,8 @@ def _panels(log_history: Sequence[Mapping]) -> dict[str, dict[str, Curve]]:
     panels = {
         "loss": {"training": _curve(log_history, "loss"), "evaluation": _curve(log_history, "eval_loss")},
         "learning rate": {"training": _curve(log_history, "learning_rate")},
+        "memory loss": {"training": _curve(log_history, "memory_loss")},
+        "selection strength": {"training": _curve(log_history, "selection_strength")},
     }
     metrics = dict.fromkeys(key for entry in log_history for key in entry if key.startswith("eval_"))
     for key in metrics:

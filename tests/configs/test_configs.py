@@ -16,9 +16,9 @@ from transformers import AutoConfig
 from leanformers import FAMILIES, get_family
 from leanformers.arguments import (
     LanguageModelingDataArguments,
+    LanguageModelTrainingArguments,
     LeanArgumentParser,
     ModelArguments,
-    RunTrainingArguments,
     TranslationDataArguments,
     TranslationTrainingArguments,
 )
@@ -33,7 +33,7 @@ TRAINING_RECIPES = [path for path in RECIPES if path not in RETRIEVAL_RECIPES]
 LAUNCHES = sorted(CONFIGS.glob("accelerate/*.yaml"))
 ARGUMENTS_OF = {
     "scripts/train_seq2seq.py": [ModelArguments, TranslationDataArguments, TranslationTrainingArguments],
-    "scripts/train_clm.py": [ModelArguments, LanguageModelingDataArguments, RunTrainingArguments],
+    "scripts/train_clm.py": [ModelArguments, LanguageModelingDataArguments, LanguageModelTrainingArguments],
 }
 
 

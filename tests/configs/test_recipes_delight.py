@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from leanformers.accounting import count_parameters
 from leanformers.arguments import (
     LanguageModelingDataArguments,
+    LanguageModelTrainingArguments,
     LeanArgumentParser,
     ModelArguments,
-    RunTrainingArguments,
 )
 from leanformers.data.tasks import number_translation
 from leanformers.modeling.delight import DeLighTForConditionalGeneration
@@ -88,7 +88,7 @@ def settings(path: Path) -> dict:
 
 
 def parse_language_model(*argv: object) -> tuple:
-    parser = LeanArgumentParser([ModelArguments, LanguageModelingDataArguments, RunTrainingArguments])
+    parser = LeanArgumentParser([ModelArguments, LanguageModelingDataArguments, LanguageModelTrainingArguments])
     return parser.parse([str(argument) for argument in argv])
 
 

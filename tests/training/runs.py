@@ -11,16 +11,16 @@ import pytest
 
 from leanformers.arguments import (
     LanguageModelingDataArguments,
+    LanguageModelTrainingArguments,
     LeanArgumentParser,
     ModelArguments,
-    RunTrainingArguments,
     TranslationDataArguments,
     TranslationTrainingArguments,
 )
 from leanformers.training.causal_lm import train_language_model
 from leanformers.training.seq2seq import train_translation
 
-LANGUAGE_MODEL_GROUPS = (ModelArguments, LanguageModelingDataArguments, RunTrainingArguments)
+LANGUAGE_MODEL_GROUPS = (ModelArguments, LanguageModelingDataArguments, LanguageModelTrainingArguments)
 GROUPS = (ModelArguments, TranslationDataArguments, TranslationTrainingArguments)
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -36,7 +36,7 @@ def train(*argv: object) -> dict:
 
 def parse_language_model(
     *argv: object,
-) -> tuple[ModelArguments, LanguageModelingDataArguments, RunTrainingArguments]:
+) -> tuple[ModelArguments, LanguageModelingDataArguments, LanguageModelTrainingArguments]:
     return LeanArgumentParser(LANGUAGE_MODEL_GROUPS).parse([str(argument) for argument in argv])
 
 

@@ -1,5 +1,6 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
-"""Callbacks of a run: Ctrl-C that loses nothing, and training curves that are there while it runs."""
+"""Callbacks of a run: Ctrl-C that loses nothing, training curves that are there while it runs, and votes of selective
+attention that grow."""
 
 import signal
 from pathlib import Path
@@ -7,7 +8,7 @@ from types import FrameType
 
 import torch
 from accelerate.utils import gather
-from transformers import TrainerCallback
+from transformers import PreTrainedConfig, TrainerCallback
 
 from leanformers.plots import training_curves
 
@@ -44,6 +45,36 @@ class InterruptCallback(TrainerCallback):
         self.signal = number
         if not self._distributed:
             signal.signal(number, self._previous[number])
+
+
+class SelectionWarmupCallback(TrainerCallback):
+    """Grows the configuration's `selection_strength` linearly from 0 to what it was, over the first optimizer steps.
+
+    After step s, training goes on with the strength of s, evaluations measure it and checkpoints have it: that a run
+    was stopped there changes nothing.
+    """
+
+    def __init__(self, config: PreTrainedConfig, num_steps: int):
+        self.config, self.num_steps, self.full_strength = config, num_steps, config.selection_strength
+
+    @property
+    def is_complete(self) -> bool:
+        return self.config.selection_strength == self.full_strength
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.num_steps > state.max_steps:
+            raise ValueError(
+                f"selection_warmup_steps={self.num_steps} is more than the {state.max_steps} steps of the run, which "
+                "would end before the votes have their full strength: take fewer, or train longer."
+            )
+        self._set_strength(state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._set_strength(state.global_step)
+
+    def _set_strength(self, step: int) -> None:
+        is_over = step >= self.num_steps
+        self.config.selection_strength = self.full_strength if is_over else self.full_strength * step / self.num_steps
 
 
 class CurvesCallback(TrainerCallback):

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from leanformers.arguments import LanguageModelingDataArguments, ModelArguments, RunTrainingArguments
+from leanformers.arguments import LanguageModelingDataArguments, LanguageModelTrainingArguments, ModelArguments
 from leanformers.data.language_modeling import LaneSegments, TrainingBlocks, load_texts, tokenize_texts
 from leanformers.data.tokenizers import train_language_tokenizer
 from leanformers.evaluation.language_modeling import evaluation_windows
@@ -36,7 +36,7 @@ UNLIMITED_POSITIONS = ("sinusoidal", "none")
 def train_language_model(
     model_arguments: ModelArguments,
     data_arguments: LanguageModelingDataArguments,
-    training_arguments: RunTrainingArguments,
+    training_arguments: LanguageModelTrainingArguments,
 ) -> dict[str, Any]:
     """Train, validate, test, and leave model, tokenizer, results and curves in `output_dir`.
 
@@ -76,7 +76,7 @@ def train_language_model(
 
 
 def training_blocks(
-    tokens: Dataset, data_arguments: LanguageModelingDataArguments, training_arguments: RunTrainingArguments
+    tokens: Dataset, data_arguments: LanguageModelingDataArguments, training_arguments: LanguageModelTrainingArguments
 ) -> TrainingBlocks | LaneSegments:
     """What is trained on: blocks in random order, or with `carry_state` a lane for every row of a step."""
     block_size = data_arguments.block_size
@@ -157,7 +157,7 @@ def check_fit(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     data_arguments: LanguageModelingDataArguments,
-    training_arguments: RunTrainingArguments,
+    training_arguments: LanguageModelTrainingArguments,
 ) -> None:
     """Refuse what the model cannot do before any time is spent on it."""
     config = model.config
@@ -180,8 +180,30 @@ def check_fit(
             f"{type(model).__name__} takes no position_ids, which keep packed documents apart: leave pack_documents "
             "at 'stream'."
         )
+    check_selection(config, training_arguments)
     if training_arguments.label_smoothing_factor and getattr(config, "adaptive_cutoffs", None):
         raise ValueError(
             f"label_smoothing_factor={training_arguments.label_smoothing_factor} needs the probability of every word, "
             "which a model with adaptive_cutoffs does not compute in training: set it to 0."
+        )
+
+
+def check_selection(config: PreTrainedConfig, training_arguments: LanguageModelTrainingArguments) -> None:
+    """Refuse what would be without effect on a model's selective attention."""
+    steps = training_arguments.selection_warmup_steps
+    if steps and not any(getattr(config, "selective_layers", ())):
+        raise ValueError(
+            f"selection_warmup_steps={steps} needs a model with selective attention, whose votes it lets grow: leave "
+            "it out, or take a SelectiveAttn whose use_selective_attention is on."
+        )
+    if steps and not config.selection_strength:
+        raise ValueError(
+            f"selection_warmup_steps={steps} lets votes grow up to selection_strength, which is "
+            f"{config.selection_strength} in this model: set it to 1."
+        )
+    smoothing = training_arguments.label_smoothing_factor
+    if smoothing and getattr(config, "memory_loss_coef", 0):
+        raise ValueError(
+            f"label_smoothing_factor={smoothing} takes the labels from the model, which then computes no memory loss "
+            f"(memory_loss_coef={config.memory_loss_coef}): set one of the two to 0."
         )

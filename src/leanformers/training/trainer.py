@@ -9,7 +9,10 @@ For translation:
 - Evaluation by sacreBLEU against the references' own text, and by loss and perplexity per real target token; the loss
   of evaluation is never smoothed. Processes that share an evaluation count no sentence twice.
 
-For language models: evaluation by sliding windows, exact over processes, per token, word and byte.
+For language models:
+
+- Evaluation by sliding windows, exact over processes, per token, word and byte.
+- The memory loss of selective attention is logged beside the loss, and its strength while that grows.
 """
 
 from pathlib import Path
@@ -21,7 +24,7 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from leanformers.arguments import RunTrainingArguments, TranslationTrainingArguments
+from leanformers.arguments import LanguageModelTrainingArguments, TranslationTrainingArguments
 from leanformers.data.collator import BlockCollator, TranslationCollator
 from leanformers.data.language_modeling import EvaluationWindows, LaneSegments, TrainingBlocks
 from leanformers.data.tokenizers import TranslationTokenizers
@@ -29,6 +32,7 @@ from leanformers.evaluation.language_modeling import summarize_text, window_loss
 from leanformers.evaluation.perplexity import row_losses, summarize
 from leanformers.evaluation.translation import score_translations
 
+from .callbacks import SelectionWarmupCallback
 from .checkpoints import saving
 from .length_buckets import LengthBucketSampler
 
@@ -139,7 +143,7 @@ class LanguageModelTrainer(RunTrainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        args: RunTrainingArguments,
+        args: LanguageModelTrainingArguments,
         tokenizer: PreTrainedTokenizerBase,
         train_dataset: TrainingBlocks | LaneSegments,
         eval_dataset: EvaluationWindows | LaneSegments | None = None,
@@ -153,6 +157,33 @@ class LanguageModelTrainer(RunTrainer):
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
         )
+        self._memory_losses: list[torch.Tensor] = []
+        self._selection_warmup: SelectionWarmupCallback | None = None
+        if args.selection_warmup_steps:
+            self._selection_warmup = SelectionWarmupCallback(model.config, args.selection_warmup_steps)
+            self.add_callback(self._selection_warmup)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if (memory_loss := outputs.get("memory_loss")) is not None:
+            self._memory_losses.append(memory_loss.detach().mean())  # over devices, where a process has several
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:  # of training, and in every process
+            if self._memory_losses:
+                mean = torch.stack(self._memory_losses).float().mean()
+                logs["memory_loss"] = self.accelerator.reduce(mean, "mean").item()
+                self._memory_losses.clear()
+            if self._selection_warmup is not None:
+                logs["selection_strength"] = self.model.config.selection_strength
+        super().log(logs, start_time)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
+        # A checkpoint of the warm-up would be loaded into a model whose votes are stronger.
+        if self._selection_warmup is not None and not self._selection_warmup.is_complete:
+            return False
+        return super()._determine_best_metric(metrics, trial)
 
     def evaluation_loop(
         self, dataloader: DataLoader, description: str, *args, metric_key_prefix: str = "eval", **kwargs
