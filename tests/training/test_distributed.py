@@ -40,9 +40,26 @@ def test_two_processes_equal_one(recipe, tmp_path):
         assert shared[f"{prefix}_chrf"] == pytest.approx(alone[f"{prefix}_chrf"], rel=1e-6)
 
 
-def test_two_processes_equal_one_language_model(lm_recipe, tmp_path):
-    overrides = ",".join(f"{kind}dropout=0.0" for kind in ("", "attention_", "ffn_", "embedding_", "position_"))
-    flags = (f"--config_overrides={overrides}", "--max_steps=10", "--eval_strategy=steps", "--eval_steps=5")
+SELECTIVE = {
+    "model_type": "selective_attn",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "memory_loss_coef": 0.1,
+}
+
+
+@pytest.mark.parametrize("family", ["delight", "selective_attn"])
+def test_two_processes_equal_one_language_model(lm_recipe, tmp_path, family):
+    flags = ("--max_steps=10", "--eval_strategy=steps", "--eval_steps=5")
+    if family == "delight":
+        overrides = ",".join(f"{kind}dropout=0.0" for kind in ("", "attention_", "ffn_", "embedding_", "position_"))
+        flags += (f"--config_overrides={overrides}",)
+    else:  # its memory loss is a mean over the rows of all processes
+        (tmp_path / "model.json").write_text(json.dumps(SELECTIVE))
+        flags += (f"--config_name={tmp_path / 'model.json'}",)
     # The bias of keys changes no output: Adam would make steps of the rounding in its gradient.
     flags += ("--optim=sgd", "--learning_rate=0.1")
     # Within an epoch: at its end the processes' batches are filled up with blocks from its beginning.
