@@ -6,28 +6,19 @@
 Stopped and started again, it goes on with the next point.
 """
 
-import sys
+import study
 
-import torch
-from run import environment
-
-from leanformers.arguments import LeanArgumentParser, plain_errors
 from leanformers.plots import retrieval_losses
 from leanformers.training.retrieval_sweep import RetrievalArguments, run_sweep
 
 
 def main(argv: list[str] | None = None) -> None:
-    (arguments,) = LeanArgumentParser([RetrievalArguments]).parse(argv)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    try:
-        with plain_errors():
-            points = run_sweep(arguments, environment(arguments))
-            if arguments.figure:
-                retrieval_losses(points, arguments.figure, arguments.title)
-    except KeyboardInterrupt:
-        print(f"\nStopped; the finished points are in {arguments.output_file}.", file=sys.stderr)
-        sys.exit(130)
+    study.main(
+        RetrievalArguments,
+        run_sweep,
+        lambda points, given: retrieval_losses(points, given.figure, given.title),
+        argv,
+    )
 
 
 if __name__ == "__main__":

@@ -22,14 +22,17 @@ from leanformers.arguments import (
     TranslationDataArguments,
     TranslationTrainingArguments,
 )
+from leanformers.data.sequence_tasks import SEQUENCE_TASKS
 from leanformers.registry import language_model_class
 from leanformers.training.retrieval_sweep import RetrievalArguments
+from leanformers.training.selection_study import SelectionArguments
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PRESETS = sorted(CONFIGS.glob("model/*/*.json"))
 RECIPES = sorted(CONFIGS.glob("train/*.yaml"))
 RETRIEVAL_RECIPES = [path for path in RECIPES if "_retrieval_" in path.name]
-TRAINING_RECIPES = [path for path in RECIPES if path not in RETRIEVAL_RECIPES]
+SELECTION_RECIPES = [CONFIGS / f"train/selective_attn_{task}.yaml" for task in SEQUENCE_TASKS]
+TRAINING_RECIPES = [path for path in RECIPES if path not in RETRIEVAL_RECIPES + SELECTION_RECIPES]
 LAUNCHES = sorted(CONFIGS.glob("accelerate/*.yaml"))
 ARGUMENTS_OF = {
     "scripts/train_seq2seq.py": [ModelArguments, TranslationDataArguments, TranslationTrainingArguments],
@@ -93,6 +96,17 @@ def test_retrieval_recipe_parses(path):
     expected = (1e-4, 128) if path.stem.endswith("_fwm") else (1e-3, 32)
     assert (arguments.learning_rate, arguments.batch_size) == expected
     assert arguments.points() and Path(arguments.output_file).parent == Path("scripts/benchmarks/results")
+
+
+@pytest.mark.parametrize("path", SELECTION_RECIPES, ids=name)
+def test_selection_recipe_parses(path):
+    assert script_of(path) == "scripts/benchmarks/selection_tasks.py"
+    (arguments,) = LeanArgumentParser([SelectionArguments]).parse([str(path)])
+    assert path.stem == f"selective_attn_{arguments.task}"
+    assert arguments.eval_lengths == [factor * arguments.train_length for factor in (1, 2, 4, 8)]
+    assert arguments.models == ["selective", "plain"] and len(arguments.points()) == 2 * len(arguments.seeds)
+    # One figure has them all.
+    assert arguments.output_file == "scripts/benchmarks/results/selective_attn_tasks.json"
 
 
 @pytest.mark.parametrize("path", [*RECIPES, *LAUNCHES], ids=name)

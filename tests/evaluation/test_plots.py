@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from leanformers.plots import _panels, retrieval_losses, training_curves
+from leanformers.plots import _accuracy_panels, _panels, retrieval_losses, selection_accuracies, training_curves
 
 
 def trainer_log(steps: int = 200) -> list[dict]:
@@ -82,3 +82,46 @@ def test_retrieval_losses_are_drawn_and_those_off_the_scale_at_its_edge(tmp_path
 def test_no_retrieval_losses_to_draw(tmp_path):
     with pytest.raises(ValueError, match="None of 1 points has a finite loss"):
         retrieval_losses([{"curve": "favor64_delta", "num_keys": 140, "best_loss": math.nan}], tmp_path / "a.png")
+
+
+def selection_point(task: str, model: str, seed: int, accuracies: dict) -> dict:
+    """A point of the selection study, with accuracies by budget and length."""
+    evaluations = [
+        {"memory_budget": budget, "length": length, "accuracy": accuracy}
+        for (budget, length), accuracy in accuracies.items()
+    ]
+    return {
+        "task": task,
+        "model": model,
+        "seed": seed,
+        "settings": {"train_length": 8},
+        "evaluations": evaluations,
+    }
+
+
+SELECTION_POINTS = [
+    selection_point("parity", "selective", 1, {(None, 8): 1.0, (None, 16): 0.9, (4, 8): 0.8, (4, 16): 0.1}),
+    selection_point("copying", "plain", 1, {(None, 8): 0.7, (None, 16): 0.2}),
+    selection_point("copying", "selective", 2, {(None, 8): 0.5, (2, 8): 0.4}),
+    selection_point("copying", "selective", 1, {(None, 8): 0.6, (2, 8): 0.3}),
+]
+
+
+def test_what_is_drawn_of_the_selection_study():
+    panels = _accuracy_panels(SELECTION_POINTS)
+    assert list(panels) == [("copying", "length"), ("parity", "length"), ("with less memory", "memory budget")]
+    assert panels["copying", "length"] == {"selective": {8: [0.6, 0.5]}, "plain": {8: [0.7], 16: [0.2]}}
+    assert panels["parity", "length"] == {"selective": {8: [1.0], 16: [0.9]}}
+    assert panels["with less memory", "memory budget"] == {"copying": {2: [0.3, 0.4]}, "parity": {4: [0.8]}}
+
+
+def test_selection_accuracies_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    first = selection_accuracies(SELECTION_POINTS, tmp_path / "new_folder" / "a.png")
+    width, height = png_size(first)
+    assert 800 <= width <= 2400 and 300 <= height <= 1600
+    again = selection_accuracies(SELECTION_POINTS[::-1], tmp_path / "b.png").read_bytes()
+    assert again == first.read_bytes()
+    assert selection_accuracies(SELECTION_POINTS[:3], tmp_path / "c.png").read_bytes() != again
+    with pytest.raises(ValueError, match="None of 0 points has an evaluation"):
+        selection_accuracies([], tmp_path / "d.png")

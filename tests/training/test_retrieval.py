@@ -202,7 +202,7 @@ def test_script_writes_points_and_figure(tmp_path, root, monkeypatch):
     try:
         import_module("retrieval").main([*argv, "--curves", "dpfp1_sum", "dpfp1_delta", "--threads", "1"])
     finally:
-        for name in ("retrieval", "run", "registry"):
+        for name in ("retrieval", "study", "run", "registry"):
             sys.modules.pop(name, None)
     report = json.loads(output.read_text())
     assert [(point["curve"], point["steps"]) for point in report["points"]] == [("dpfp1_delta", 3), ("dpfp1_sum", 3)]

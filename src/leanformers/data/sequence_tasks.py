@@ -6,7 +6,7 @@ Labels are the tokens themselves where the task asks for them and -100 elsewhere
 transformers. Every sequence begins with token 0, `START`.
 """
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ class TokenBatch(NamedTuple):
     labels: torch.Tensor
 
 
-class SequenceTask:
+class SequenceTask(ABC):
     """Batches of a task.
 
     Args:
@@ -53,9 +53,9 @@ class SequenceTask:
         labels[:, 1:] = tokens.masked_fill(~is_asked, -100)
         return TokenBatch(input_ids, labels)
 
+    @abstractmethod
     def _sequences(self, batch_size: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens behind the first one, `[batch_size, num_tokens - 1]`, and which of them are asked for."""
-        raise NotImplementedError
 
     def _draw(self, high: int, *shape: int) -> torch.Tensor:
         return torch.randint(high, shape, generator=self.generator)
@@ -117,7 +117,7 @@ class RunningParity(SequenceTask):
         return tokens, tokens >= 3
 
 
-SEQUENCE_TASKS: dict[str, Callable[[int], SequenceTask]] = {
+SEQUENCE_TASKS: dict[str, type[SequenceTask]] = {
     "assignment": VariableAssignment,
     "copying": Copying,
     "parity": RunningParity,

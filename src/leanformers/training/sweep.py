@@ -34,9 +34,8 @@ def run_points(
         `ValueError`: if the file has one of the points with other settings, or points of another study.
     """
     path = Path(path)
-    points = read_points(path)
     done = set()
-    for point in points:
+    for point in read_points(path):
         if missing := [name for name in names if name not in point]:
             raise ValueError(f"{path} has points without {missing[0]!r}, of another study; give another output_file.")
         key = tuple(point[name] for name in names)
@@ -48,9 +47,10 @@ def run_points(
         done.add(key)
     with tqdm([key for key in wanted if key not in done], desc=desc, unit="point") as progress:
         for key in progress:
-            points.append({**run(*key, progress), "settings": dict(settings)})
-            write_points(path, names, points, about)
-    return points
+            point = {**run(*key, progress), "settings": dict(settings)}
+            # Read again: meanwhile another process may have finished other points of the file.
+            write_points(path, names, [*read_points(path), point], about)
+    return read_points(path)
 
 
 def read_points(path: Path) -> list[dict]:
