@@ -15,6 +15,13 @@ So it is with vocab.txt, one word per line by ids, which the original of FastWei
 `open("vocab.txt", "w").write("\\n".join(corpus.vocab.idx2sym))`.
 
     python scripts/convert_checkpoint.py --family fast_weight --source best_model.pt --output converted
+
+A folder of transformers with a Llama, Mistral, Qwen2 or Qwen3 becomes a SelectiveAttn with the same weights, in their
+precision, with its tokenizer, its settings of generation and a card. With `--selection-strength 0.0` it computes what
+it did before; by default selection is on, which raises the loss until the model is trained further, best with a
+strength that rises from 0.
+
+    python scripts/convert_checkpoint.py --family selective_attn --source llama --output new --selection-strength 0.0
 """
 
 import argparse
@@ -29,7 +36,7 @@ from leanformers.registry import FAMILIES
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", required=True, choices=sorted(FAMILIES))
-    parser.add_argument("--source", required=True, help="the checkpoint: .safetensors, .npz or .pt")
+    parser.add_argument("--source", required=True, help="the checkpoint: .safetensors, .npz or .pt, or its folder")
     parser.add_argument("--output", required=True, help="a new or empty folder")
     parser.add_argument(
         "--hparams", help="JSON with the hyper-parameters; default: what the source holds, or config.json beside it"
@@ -40,12 +47,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--allow-noncausal-gate",
         action="store_true",
+        default=None,
         help="anthe: convert also a gate order whose cross-attention reads ahead, to compare with the original",
+    )
+    parser.add_argument(
+        "--selection-strength", type=float, help="selective_attn: factor of all votes, 0 for none; default: 1"
     )
     arguments = parser.parse_args(argv)
     options = {"dict_dir": arguments.dict_dir, "codes": arguments.codes, "vocabulary": arguments.vocabulary}
-    if arguments.allow_noncausal_gate:
-        options["allow_noncausal_gate"] = True
+    for family, name in (("anthe", "allow_noncausal_gate"), ("selective_attn", "selection_strength")):
+        value = getattr(arguments, name)
+        if value is not None and family != arguments.family:
+            parser.error(f"--{name.replace('_', '-')} is for --family {family}, not for {arguments.family}")
+        if value is not None:
+            options[name] = value
     try:
         model = convert_checkpoint(arguments.family, arguments.source, arguments.output, arguments.hparams, **options)
     except ValueError as error:

@@ -10,32 +10,44 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..data.tokenizers import TranslationTokenizers
 from ..registry import get_family
 from .fairseq import read_tokenizers
+from .pretrained_folder import read_generation_config, read_safetensors, read_shards, read_tokenizer
 from .torch_files import read_torch_file
 from .vocabulary import read_vocabulary
 
 __all__ = ["convert_checkpoint", "convert_state_dict", "read_checkpoint"]
 
+PICKLED_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # Of a folder, the first of these is the checkpoint.
-CHECKPOINT_NAMES = ("weights.safetensors", "weights.pt", "best_model.pt")
+CHECKPOINT_NAMES = (
+    *("weights.safetensors", "weights.pt", "best_model.pt", "model.safetensors", "model.safetensors.index.json"),
+    *PICKLED_NAMES,
+)
 VOCABULARY = "vocab.txt"
+RESAVE = """
+If you trust it, save it again as safetensors, with its tokenizer, and convert that:
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    AutoModelForCausalLM.from_pretrained(folder, dtype="auto").save_pretrained("resaved")
+    AutoTokenizer.from_pretrained(folder).save_pretrained("resaved")"""
 
 
 def convert_state_dict(
-    family: str, state_dict: Mapping[str, Any], hparams: Mapping[str, Any], **options: Any
+    family: str, state_dict: Mapping[str, Any], hparams: Mapping[str, Any] | PreTrainedConfig, **options: Any
 ) -> PreTrainedModel:
     """Builds the model of `family` that computes what the original did.
 
     Args:
         family: a name of `leanformers.registry.FAMILIES`.
         state_dict: arrays or tensors under the original implementation's parameter names, in its orientation.
-        hparams: the original's hyper-parameters, as text or numbers.
-        options: of the family's module; Anthe has `allow_noncausal_gate`, the others none.
+        hparams: the original's hyper-parameters, as text or numbers. SelectiveAttn's originals are models of
+            transformers (llama, mistral, qwen2, qwen3): their configuration, or what it holds.
+        options: of the family's module; Anthe has `allow_noncausal_gate`, SelectiveAttn the settings of selection, the
+            others none.
 
     Raises:
         `ValueError`: if a hyper-parameter is unknown or impossible, or if the tensors are not exactly those of the
@@ -57,8 +69,9 @@ def convert_checkpoint(
 ) -> PreTrainedModel:
     """`convert_state_dict` from a file to a folder for `from_pretrained`, which must be new or empty.
 
-    A checkpoint of fairseq with its dictionaries, or one with a vocabulary file, becomes a whole folder for the Hub,
-    with tokenizers and a card.
+    A checkpoint of fairseq with its dictionaries, one with a vocabulary file, or a folder of transformers with its
+    tokenizer becomes a whole folder for the Hub, with tokenizers and a card. A `generation_config.json` beside the
+    source is carried over.
 
     Args:
         family, options: see `convert_state_dict`.
@@ -73,6 +86,7 @@ def convert_checkpoint(
         raise ValueError(f"the output {output} exists and is not an empty folder; name another, nothing was written")
     state_dict, hparams = read_checkpoint(source, hparams_file)
     model = convert_state_dict(family, state_dict, hparams, **options)
+    model.generation_config = read_generation_config(source.parent) or model.generation_config
     tokenizers = _tokenizers(source, hparams, model, dict_dir, codes, vocabulary)
     if tokenizers is None:
         model.save_pretrained(output)
@@ -97,7 +111,8 @@ def _tokenizers(
         return read_tokenizers(Path(dict_dir or source.parent), hparams.get("args", {}), model.config, codes)
     path = Path(vocabulary) if vocabulary else source.with_name(VOCABULARY)
     if not vocabulary and not path.is_file():
-        return None
+        carried = read_tokenizer(source.parent)
+        return None if carried is None else TranslationTokenizers(carried, carried)
     tokenizer = read_vocabulary(path, model.config.vocab_size)
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -110,14 +125,17 @@ def read_checkpoint(
     """Tensors and hyper-parameters of a `.safetensors`, `.npz` or `.pt` file, which never runs code from it.
 
     Args:
-        source: the file, or a folder with `weights.safetensors`, `weights.pt` or `best_model.pt`.
+        source: the file, an index of safetensors files (`model.safetensors.index.json`), or a folder with one of
+            `CHECKPOINT_NAMES`.
         hparams_file: JSON with the hyper-parameters. By default they are what the file itself holds (safetensors as
             metadata, fairseq's `.pt` as `args` or `cfg`, whole models as attributes), or else `config.json` beside it.
     """
     source = _checkpoint_file(source)
     if not source.is_file():
         raise ValueError(f"there is no file {source}")
-    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pt": read_torch_file}
+    if source.name in PICKLED_NAMES:
+        raise ValueError(f"{source} is a pickle, which may hold code that runs on loading.{RESAVE}")
+    readers = {".safetensors": read_safetensors, ".json": read_shards, ".npz": _read_npz, ".pt": read_torch_file}
     if source.suffix not in readers:
         raise ValueError(
             f"{source} is neither .safetensors nor .npz nor .pt; other formats may hold code that runs on "
@@ -136,19 +154,10 @@ def _checkpoint_file(source: str | Path) -> Path:
     source = Path(source)
     if not source.is_dir():
         return source
-    return next(
-        (source / name for name in CHECKPOINT_NAMES if (source / name).is_file()), source / CHECKPOINT_NAMES[0]
-    )
-
-
-def _read_safetensors(source: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    try:
-        with safe_open(source, "pt") as file:
-            metadata = dict(file.metadata() or {})
-            metadata.pop("format", None)  # which framework saved it
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{source} is damaged or cut short ({error}); copy it again") from error
+    found = [source / name for name in CHECKPOINT_NAMES if (source / name).is_file()]
+    if not found:
+        raise ValueError(f"the folder {source} holds no checkpoint: none of {', '.join(CHECKPOINT_NAMES)}")
+    return found[0]
 
 
 def _read_npz(source: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

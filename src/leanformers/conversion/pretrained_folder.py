@@ -1,0 +1,76 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""Folders of `save_pretrained`: weights in one safetensors file or in shards, tokenizer, settings of generation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+GENERATION_NAME = "generation_config.json"
+
+
+def read_safetensors(source: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and metadata."""
+    try:
+        with safe_open(source, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            metadata.pop("format", None)  # which framework saved it
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{source} is damaged or cut short ({error}); copy it again") from error
+
+
+def read_shards(index: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors of the safetensors files that a `model.safetensors.index.json` names, one file after the other; and no
+    metadata."""
+    weight_map = _weight_map(index)
+    shards = sorted(set(weight_map.values()))
+    missing = [name for name in shards if not index.with_name(name).is_file()]
+    if missing:
+        raise ValueError(f"{index} names {', '.join(missing)}, which are not beside it; copy them there")
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in tqdm(shards, desc="reading", unit="shard"):
+        found, _ = read_safetensors(index.with_name(shard))
+        lost = [name for name, place in weight_map.items() if place == shard and name not in found]
+        if lost:
+            raise ValueError(f"{index} says that {shard} holds {', '.join(lost)}, which it does not")
+        tensors |= found
+    return tensors, {}
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is no index of safetensors files, or damaged ({error!r})") from error
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"the weight_map of {index} must give the name of a file for each tensor")
+    return weight_map
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a folder, if there is one. Code that comes with it is not run."""
+    if not any((folder / name).is_file() for name in TOKENIZER_NAMES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of a damaged file or one for which a package is missing, any
+        raise ValueError(
+            f"the tokenizer in {folder} cannot be loaded ({error}); repair it, or take the files "
+            f"{', '.join(TOKENIZER_NAMES)} away to convert without"
+        ) from error
+
+
+def read_generation_config(folder: Path) -> GenerationConfig | None:
+    """The settings of generation in a folder, if there are any."""
+    if not (folder / GENERATION_NAME).is_file():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / GENERATION_NAME} cannot be read ({error}); repair it or take it away") from error
