@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from .context_pruning import Held
@@ -140,7 +141,10 @@ def heads_before_tokens(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tens
     groups = query.shape[2] // key.shape[2]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=2), value.repeat_interleave(groups, dim=2)
-    return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    # The kernel below reads the numbers of a head as if they were side by side.
+    dense = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (query, key, value))
+    query, key, value = (tensor.transpose(1, 2) for tensor in dense)
+    return query, key, value
 
 
 def attend(
@@ -181,9 +185,10 @@ class BlockedAttention(torch.autograd.Function):
             query, key, value, is_real, is_start, document_ids, positions, output, torch.cat(normalizers, -1), *bases
         )
         ctx.window, ctx.settings = window, settings
-        return output, base, torch.cat(memories, dim=1) if memories else None
+        return output, base, torch.cat(memories, dim=1) if memories else base.new_empty(0)  # compilers want tensors
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_output, d_base, d_memory):
         query, key, value, is_real, is_start, document_ids, positions, output, normalizer, *bases = ctx.saved_tensors
         keys = VisibleKeys(is_real, is_start, document_ids, positions, ctx.window)
@@ -229,7 +234,7 @@ def _backward(query, key, value, keys, settings, output, normalizer, bases, d_ou
         d_v[:, :, :end] += torch.matmul(p.mT, d_o[:, :, rows])
         d_a = torch.matmul(d_o_of_p[:, :, rows], v_of_p[:, :, :end].mT).mul_(p)
         d_selection = d_a.sum(1).neg_()
-        if d_memory is not None:
+        if settings.memory_tau is not None:
             counted = selection < settings.memory_tau
             d_selection -= counted * (d_memory[:, rows, None] / settings.memory_tau)
         later = selector.earlier[:, : rows.stop - rows.start, : rows.stop - rows.start].mT

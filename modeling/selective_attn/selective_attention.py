@@ -100,8 +100,8 @@ def naive_selective_attention(
     if not output_details:
         return output, accumulated_selection
     memory = None
-    if memory_tau is not None:  # of the earlier tokens that are visible
-        memory = (1 - selection.clamp(max=memory_tau) / memory_tau).masked_fill(~visible | is_self, 0.0).sum(-1)
+    if memory_tau is not None:  # of the earlier tokens that are seen
+        memory = (1 - selection.clamp(max=memory_tau) / memory_tau).masked_fill(~seen | is_self, 0.0).sum(-1)
     details = SelectionDetails(
         votes, selection.masked_fill(~visible, 0.0), probabilities, memory, None if held is None else held.held
     )
@@ -151,7 +151,8 @@ def selective_attention(
         memory_tau (`float`, *optional*): give, in the details, the memory rows with this tau (section 5): how many
             earlier tokens each query still has in mind, `M_i = sum_{j<i} (1 - min(F_ij, tau) / tau)`.
         memory_budget (`int`, *optional*): prune, so that no query sees more tokens, itself included, as if they came
-            one by one. Earlier keys must be in the order they came in. Only the naive form has gradients then.
+            one by one. Earlier keys must be in the order they came in, and no more than the budget. Only the naive
+            form has gradients then.
         block_size (`int`, *optional*): queries of a block.
         num_votes (`int`, defaults to 0): give, in the details, the votes of the last so many queries.
         output_details (`bool`, defaults to `False`): also return `SelectionDetails`.
@@ -178,6 +179,7 @@ def selective_attention(
             output, accumulated, memory = attend_in_blocks(query, key, value, base, keys, settings, held)
         elif held is None:
             output, accumulated, memory = BlockedAttention.apply(query, key, value, base, *keys, settings)
+            memory = None if memory_tau is None else memory
         else:
             raise ValueError("`memory_budget` is for inference: use torch.no_grad(), or the naive form for gradients.")
     if keys.is_real is not None:
@@ -252,7 +254,8 @@ def _attend_naively(query, key, value, selection, scale):
 
 def check_shapes(query: Tensor, key: Tensor, value: Tensor, selection_head: int) -> None:
     """Refuse what does not fit together."""
-    if query.dim() != 4 or key.dim() != 4 or value.shape[:3] != key.shape[:3] or query.shape[-1] != key.shape[-1]:
+    is_wide = query.dim() == key.dim() == 4 and query.shape[::3] == key.shape[::3]
+    if not is_wide or value.dim() != 4 or value.shape[:3] != key.shape[:3]:
         raise ValueError(
             "Needed are query [batch, queries, heads, head_dim], key [batch, keys, key_value_heads, head_dim] and "
             f"value [batch, keys, key_value_heads, value_dim]; got {list(query.shape)}, {list(key.shape)}, "
