@@ -14,6 +14,7 @@ The backward pass goes through the blocks in reverse. With A = L - F and P = sof
 What a query does not see has F = inf: one matrix says both how far a key is pushed down and whether it is there.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from .visible_keys import VisibleKeys
 
 # exp of less is 0 or a denormal number, with which processors are slow.
 LOWEST_EXPONENT = -80.0
+STRIP = 16  # rows that one small product with T sums up
 
 
 class Settings(NamedTuple):
@@ -65,9 +67,9 @@ class Selector:
     """Votes and selection of one block of queries after another."""
 
     def __init__(self, query: Tensor, key: Tensor, keys: VisibleKeys, settings: Settings):
-        (batch, self.length, num_heads, _), self.num_keys = query.shape, key.shape[1]
+        (_, self.length, num_heads, _), self.num_keys = query.shape, key.shape[1]
         self.past, self.keys, self.settings = self.num_keys - self.length, keys, settings
-        self.block_size = settings.block_size or (64 if self.num_keys <= 1024 else 128)
+        self.block_size = settings.block_size or (128 if self.num_keys <= 2048 else 256)
         precision = torch.promote_types(query.dtype, torch.float32)
         head = settings.selection_head
         self.query = query[:, :, head].to(precision) * (settings.scale * settings.strength)
@@ -78,8 +80,8 @@ class Selector:
             self.key = self.key.masked_fill(~keys.is_real[..., None], 0.0)
         if settings.protect_start:
             self.key = self.key.masked_fill(keys.is_start[..., None], 0.0)
-        ones = torch.ones(self.block_size, self.block_size, dtype=precision, device=query.device)
-        self.earlier, self.later = ones.tril(-1).expand(batch, -1, -1), ones.bool().triu(1)
+        ones = torch.ones(self.block_size, self.block_size, dtype=torch.bool, device=query.device)
+        self.later = ones.triu(1)
 
     def blocks(self) -> Iterator[tuple[slice, int]]:
         """The queries of each block, and how many keys there are up to its last one."""
@@ -95,13 +97,24 @@ class Selector:
         hidden = self.keys.hidden_from(slice(self.past + rows.start, end), end)
         if hidden is not None:
             votes.masked_fill_(hidden, 0.0)
-        selection = torch.baddbmm(base[:, None, :end], self.earlier[:, :size, :size], votes)
+        selection = add_earlier(votes, base[:, :end])
         if hidden is not None:
             selection.masked_fill_(hidden, float("inf"))
         among = selection[..., end - size :]
         among.masked_fill_(self.later[:size, :size], float("inf"))
         among.diagonal(dim1=-2, dim2=-1).zero_()  # everybody sees itself, padding too, so that no row is empty
         return votes, selection
+
+
+def add_earlier(rows: Tensor, start: Tensor) -> Tensor:
+    """`1 start^T + T rows`: `start` `[batch, keys]` and all earlier ones of the rows `[batch, rows, keys]`."""
+    size = rows.shape[1]
+    if size % STRIP:
+        rows = pad(rows, (0, 0, 0, -size % STRIP))
+    strips = rows.unflatten(1, (-(-size // STRIP), STRIP))
+    within = torch.matmul(rows.new_ones(STRIP, STRIP).tril_(-1), strips)
+    before = torch.cat([start[:, None], strips[:, :-1].sum(2)], dim=1).cumsum(1)
+    return within.add_(before[:, :, None]).flatten(1, 2)[:, :size]
 
 
 def latest_votes(query: Tensor, key: Tensor, keys: VisibleKeys, settings: Settings, number: int) -> Tensor:
@@ -129,11 +142,11 @@ def attend_in_blocks(
         votes, selection = selector.select(rows, end, base)
         if held is not None:
             held.prune_(selection)
-        outputs.append(attend(*heads_first, rows, end, selection, settings.scale))
+        outputs.append(attend(*heads_first, rows, end, selection, settings.scale).transpose(1, 2))
         if settings.memory_tau is not None:
             memories.append(memory_rows(selection, settings.memory_tau))
         base = base + pad(votes.sum(1), (0, selector.num_keys - end))
-    return torch.cat(outputs, dim=2).transpose(1, 2), base, torch.cat(memories, dim=1) if memories else None
+    return torch.cat(outputs, dim=1), base, torch.cat(memories, dim=1) if memories else None
 
 
 def heads_before_tokens(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,12 +188,12 @@ class BlockedAttention(torch.autograd.Function):
             bases.append(base)
             votes, selection = selector.select(rows, end, base)
             output, normalizer = attend_and_normalize(*heads_first, rows, end, selection, settings.scale)
-            outputs.append(output)
+            outputs.append(output.transpose(1, 2))
             normalizers.append(normalizer)
             if settings.memory_tau is not None:
                 memories.append(memory_rows(selection, settings.memory_tau))
             base = base + pad(votes.sum(1), (0, selector.num_keys - end))
-        output = torch.cat(outputs, dim=2).transpose(1, 2)
+        output = torch.cat(outputs, dim=1)
         ctx.save_for_backward(
             query, key, value, is_real, is_start, document_ids, positions, output, torch.cat(normalizers, -1), *bases
         )
@@ -204,15 +217,20 @@ def attend_and_normalize(
 ) -> tuple[Tensor, Tensor]:
     """`attend`, and the logarithm of each row's sum, `[batch, heads, rows]`."""
     query, key, value = query[:, :, rows], key[:, :, :end], value[:, :, :end]
-    if query.device.type == "cpu" and value.shape[-1] == key.shape[-1]:
+    if query.device.type == "cpu" and query.numel() and value.shape[-1] == key.shape[-1]:
         bias = attention_bias(selection, query)
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return kernel(query, key, value, 0.0, False, attn_mask=bias, scale=scale)
     precision = selection.dtype
     logits = torch.matmul(query.to(precision) * scale, key.to(precision).mT).sub_(selection[:, None])
     normalizer = logits.logsumexp(dim=-1)
-    probabilities = torch.threshold_(logits.sub_(normalizer[..., None]), LOWEST_EXPONENT, -torch.inf).exp_()
+    probabilities = exp_(logits.sub_(normalizer[..., None]))
     return torch.matmul(probabilities, value.to(precision)).to(value.dtype), normalizer
+
+
+def exp_(exponents: Tensor) -> Tensor:
+    """exp in place. Processors' exp, but not exp2, takes four times as long where it is 0."""
+    return torch.threshold_(exponents, LOWEST_EXPONENT, -torch.inf).mul_(math.log2(math.e)).exp2_()
 
 
 def _backward(query, key, value, keys, settings, output, normalizer, bases, d_output, d_base, d_memory):
@@ -230,15 +248,14 @@ def _backward(query, key, value, keys, settings, output, normalizer, bases, d_ou
     for (rows, end), base in reversed(list(zip(selector.blocks(), bases, strict=True))):
         votes, selection = selector.select(rows, end, base)
         logits = torch.matmul(q_of_logits[:, :, rows], k_of_logits[:, :, :end].mT).sub_(selection[:, None])
-        p = torch.threshold_(logits, LOWEST_EXPONENT, -torch.inf).exp_()
+        p = exp_(logits)
         d_v[:, :, :end] += torch.matmul(p.mT, d_o[:, :, rows])
         d_a = torch.matmul(d_o_of_p[:, :, rows], v_of_p[:, :, :end].mT).mul_(p)
         d_selection = d_a.sum(1).neg_()
         if settings.memory_tau is not None:
             counted = selection < settings.memory_tau
             d_selection -= counted * (d_memory[:, rows, None] / settings.memory_tau)
-        later = selector.earlier[:, : rows.stop - rows.start, : rows.stop - rows.start].mT
-        d_votes = torch.baddbmm(remaining[:, None, :end], later, d_selection)
+        d_votes = add_earlier(d_selection.flip(1), remaining[:, :end]).flip(1)
         d_a[:, settings.selection_head] += d_votes.mul_(votes > 0).mul_(settings.strength)
         remaining[:, :end] += d_selection.sum(1)
         d_q[:, :, rows] = torch.matmul(d_a, k[:, :, :end])
