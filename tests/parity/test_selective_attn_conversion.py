@@ -7,6 +7,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -267,6 +268,8 @@ MIX = "layers of different kinds cannot be converted, as sliding_window .6. is t
         (qwen2(rope_scaling={"type": "linear"}), "no possible qwen2: .*factor"),
         (qwen2(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}), "factor 0.5 is not supported"),
         (qwen2(rope_parameters={"full_attention": {"rope_type": "default"}}), "differ by type of layer"),
+        (qwen2(rope_scaling={"full_attention": {"type": "linear"}}), "rope_scaling .* differ by type of layer"),
+        (qwen2(rope_scaling=[2.0]), "no possible qwen2"),
         (qwen2(**ALL_WINDOWS | {"max_window_layers": 2}), MIX),
         (qwen2(**ALL_WINDOWS, layer_types=["full_attention", *["sliding_attention"] * 2]), MIX),
         (qwen2(sliding_window=6, layer_types=["sliding_attention"] * 3), "as sliding_window .None. is"),
@@ -457,13 +460,39 @@ def test_folder_without_a_tokenizer_and_settings(convert, tmp_path, capsys):
     assert not (tmp_path / "converted" / "tokenizer.json").exists()
 
 
-def test_settings_that_transformers_itself_would_warn_of_are_carried_over(save, tmp_path):
+def test_settings_without_effect_are_left_out_as_transformers_would_not_save_them(save, tmp_path, caplog):
     """Llama 2 came with a temperature and without sampling."""
     folder, _ = save("llama")
-    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "eos_token_id": 2}))
-    convert_checkpoint("selective_attn", folder, tmp_path / "converted")
+    settings = {"temperature": 0.6, "top_p": 0.9, "max_new_tokens": 7, "eos_token_id": 2}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    model = convert_checkpoint("selective_attn", folder, tmp_path / "converted")
+    assert "temperature, top_p had no effect" in caplog.text
     carried = json.loads((tmp_path / "converted" / "generation_config.json").read_text())
-    assert (carried["temperature"], carried["eos_token_id"]) == (0.6, 2)
+    assert (carried["max_new_tokens"], carried["eos_token_id"]) == (7, 2)
+    assert not {"temperature", "top_p"} & {name for name, value in carried.items() if value is not None}
+    model.generation_config.max_new_tokens = 8
+    model.save_pretrained(tmp_path / "again")
+    assert model.generate(torch.tensor([[5, 6]]), eos_token_id=None).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("---\nlicense: llama3.2\nlanguage: [en]\n---\n# A Llama\n", "llama3.2"),
+        ("---\nlanguage: [en]\n---\n", "unknown"),
+        ("---\nlicense: [apache-2.0\n---\n", "unknown"),
+        ("---\nlicense: [mit, gpl]\n---\n", "unknown"),
+        ("A card without metadata", "unknown"),
+        (None, "unknown"),
+    ],
+)
+def test_licence_is_that_of_the_weights(save, tmp_path, card, expected):
+    folder, _ = save("llama")
+    if card is not None:
+        (folder / "README.md").write_text(card)
+    convert_checkpoint("selective_attn", folder, tmp_path / "converted")
+    assert ModelCard.load(tmp_path / "converted" / "README.md").data.license == expected
+    assert check(tmp_path / "converted", live=False).ok
 
 
 def names_of(path):
@@ -516,8 +545,12 @@ def remove_weights(folder):
         (lambda folder: (folder / "config.json").unlink(), "holds no hyper-parameters"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read as JSON"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "the tokenizer in .* cannot be loaded"),
-        (lambda folder: (folder / "generation_config.json").write_text("{"), "generation_config.json cannot be read"),
-        (lambda folder: (folder / "generation_config.json").write_text("[]"), "generation_config.json cannot be read"),
+        (lambda folder: (folder / "generation_config.json").write_text("{"), "generation_config.json cannot be used"),
+        (lambda folder: (folder / "generation_config.json").write_text("[]"), "generation_config.json cannot be used"),
+        (
+            lambda folder: (folder / "generation_config.json").write_text('{"num_return_sequences": 2}'),
+            "generation_config.json cannot be used .*num_return_sequences",
+        ),
     ],
 )
 def test_damaged_folders(convert, save, tmp_path, harm, message):

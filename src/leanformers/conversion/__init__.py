@@ -15,7 +15,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..data.tokenizers import TranslationTokenizers
 from ..registry import get_family
 from .fairseq import read_tokenizers
-from .pretrained_folder import read_generation_config, read_safetensors, read_shards, read_tokenizer
+from .pretrained_folder import (
+    read_generation_config,
+    read_license,
+    read_safetensors,
+    read_shards,
+    read_tokenizer,
+)
 from .torch_files import read_torch_file
 from .vocabulary import read_vocabulary
 
@@ -71,7 +77,7 @@ def convert_checkpoint(
 
     A checkpoint of fairseq with its dictionaries, one with a vocabulary file, or a folder of transformers with its
     tokenizer becomes a whole folder for the Hub, with tokenizers and a card. A `generation_config.json` beside the
-    source is carried over.
+    source is carried over, and so is the licence that a card beside it states.
 
     Args:
         family, options: see `convert_state_dict`.
@@ -94,7 +100,14 @@ def convert_checkpoint(
     # Cards need packages of the `train` extra, which a conversion without tokenizers does not.
     from ..hub.export import export
 
-    export(model, tokenizers.source, output, target_tokenizer=tokenizers.target, check=False)
+    export(
+        model,
+        tokenizers.source,
+        output,
+        target_tokenizer=tokenizers.target,
+        license_id=read_license(source.parent),
+        check=False,
+    )
     return model
 
 

@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from huggingface_hub import metadata_load
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 GENERATION_NAME = "generation_config.json"
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def read_safetensors(source: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -67,10 +73,29 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
 
 
 def read_generation_config(folder: Path) -> GenerationConfig | None:
-    """The settings of generation in a folder, if there are any."""
-    if not (folder / GENERATION_NAME).is_file():
+    """The settings of generation in a folder, if there are any, without those that have no effect as they do not
+    sample: transformers refuses to save them once anything is changed."""
+    path = folder / GENERATION_NAME
+    if not path.is_file():
         return None
     try:
-        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+        settings = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        unused = [] if settings.do_sample else [name for name in SAMPLING if getattr(settings, name, None) is not None]
+        settings.update(**dict.fromkeys(unused))
+        settings.validate(strict=True)
     except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / GENERATION_NAME} cannot be read ({error}); repair it or take it away") from error
+        raise ValueError(f"{path} cannot be used ({error}); repair it or take it away") from error
+    if unused:
+        logger.warning(f"{path} does not sample (do_sample), so that {', '.join(unused)} had no effect: left out.")
+    return settings
+
+
+def read_license(folder: Path) -> str:
+    """The licence of the weights as the folder's card has it, by the Hub's name; "unknown" if it has none."""
+    card = folder / "README.md"
+    try:
+        data = (metadata_load(card) if card.is_file() else None) or {}
+    except (ValueError, yaml.YAMLError):
+        data = {}
+    stated = data.get("license")
+    return stated if isinstance(stated, str) else "unknown"

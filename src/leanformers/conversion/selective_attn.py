@@ -120,21 +120,25 @@ def read_original(hparams: Mapping[str, Any]) -> PreTrainedConfig:
     missing = [name for name in REQUIRED if hparams.get(name) is None]
     if missing:
         raise ValueError(f"the hyper-parameters lack {', '.join(missing)}; needed are {', '.join(REQUIRED)}")
-    refuse_unknown(hparams)
+    refuse_unsupported(hparams)
     try:
         # Copied, as the configuration completes the rotary parameters in place.
         return ORIGINALS[model_type](**copy.deepcopy(dict(hparams)))
-    except (StrictDataclassError, KeyError, TypeError, ValueError) as error:
+    except (StrictDataclassError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the hyper-parameters describe no possible {model_type}: {error}") from error
 
 
-def refuse_unknown(hparams: Mapping[str, Any]) -> None:
-    """Names that the original does not read, unless they are settings of generation, remarks, or switched off."""
+def refuse_unsupported(hparams: Mapping[str, Any]) -> None:
+    """Also names that the original does not read, unless they are settings of generation, remarks, or switched off."""
     if hparams.get("quantization_config"):
         raise ValueError(
             "the weights are quantized (quantization_config); load the model with transformers, call "
             "dequantize() and save it, or take the original weights"
         )
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = hparams.get(name)
+        if isinstance(rope, Mapping) and any(isinstance(value, Mapping) for value in rope.values()):
+            raise ValueError(f"{name} {rope} differ by type of layer, which is not supported")
     original = ORIGINALS[hparams["model_type"]]
     known = {field.name for field in fields(original)} | OTHER_NAMES | REMARKS | GenerationConfig().to_dict().keys()
     unknown = [
@@ -153,8 +157,6 @@ def refuse_unknown(hparams: Mapping[str, Any]) -> None:
 def rope_of(original: PreTrainedConfig) -> dict[str, Any]:
     """Parameters of rotary positions."""
     parameters = {name: value for name, value in original.rope_parameters.items() if name != "type"}
-    if any(isinstance(value, Mapping) for value in parameters.values()):
-        raise ValueError(f"rope_parameters {parameters} differ by type of layer, which is not supported")
     kinds = ("default", *ROPE_INIT_FUNCTIONS)
     if parameters["rope_type"] not in kinds:
         raise ValueError(f"rope_type must be one of {', '.join(kinds)}, not {parameters['rope_type']!r}")

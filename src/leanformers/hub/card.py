@@ -68,6 +68,7 @@ def render_card(
     arguments: Mapping[str, object] | None = None,
     separate_target_tokenizer: bool = False,
     curves: str | None = None,
+    license_id: str = "apache-2.0",
 ) -> str:
     """
     The text of README.md.
@@ -82,11 +83,12 @@ def render_card(
         arguments (`Mapping`, *optional*): The run's arguments as it leaves them in `arguments.yaml`.
         separate_target_tokenizer (`bool`, defaults to `False`): The folder has a `target_tokenizer`.
         curves (`str`, *optional*): Name of the picture of the training curves in the folder.
+        license_id (`str`, defaults to `"apache-2.0"`): The Hub's name of the licence of the weights.
     """
     metrics, arguments = dict(metrics or {}), dict(arguments or {})
     results = result_table(metrics)
     translates = model.config.is_encoder_decoder
-    card_data = _metadata(family, model, auto_class, arguments, results, metrics)
+    card_data = _metadata(family, model, auto_class, arguments, results, metrics, license_id)
     card = ModelCard.from_template(
         card_data,
         template_str=_read("template.md"),
@@ -146,6 +148,7 @@ def _metadata(
     arguments: Mapping[str, object],
     results: Mapping[str, Mapping[str, float]],
     metrics: Mapping[str, object],
+    license_id: str,
 ) -> ModelCardData:
     hub_dataset = _hub_dataset(arguments)
     dataset = hub_dataset or _task(arguments) or "local"
@@ -167,7 +170,7 @@ def _metadata(
     ]
     return ModelCardData(
         language=_languages(arguments),
-        license="apache-2.0",
+        license=license_id,
         library_name="transformers",
         pipeline_tag=pipeline_tag,
         tags=[*tags, f"arxiv:{family.paper}"] if family else tags,

@@ -68,6 +68,7 @@ def export(
     training_log: Sequence[Mapping] | None = None,
     arguments: Mapping[str, object] | None = None,
     repository: str | None = None,
+    license_id: str = "apache-2.0",
     overwrite: bool = False,
     check: bool = True,
 ) -> Path:
@@ -85,6 +86,7 @@ def export(
         training_log (`Sequence[Mapping]`, *optional*): `trainer.state.log_history`, drawn for the card.
         arguments (`Mapping`, *optional*): The run's arguments for the card, named as in its `arguments.yaml`.
         repository (`str`, *optional*): Name that the folder will have on the Hub, for the card's example.
+        license_id (`str`, defaults to `"apache-2.0"`): The Hub's name of the licence of the weights, for the card.
         overwrite (`bool`, defaults to `False`): Replace an earlier export. Nothing else is ever replaced.
         check (`bool`, defaults to `True`): Judge the folder before it gets its name.
     """
@@ -115,6 +117,7 @@ def export(
             arguments=arguments,
             separate_target_tokenizer=not tokenizers.shared,
             curves=CURVES if has_curves else None,
+            license_id=license_id,
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
         if check:
