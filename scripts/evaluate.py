@@ -6,7 +6,8 @@
 A translator's are BLEU, chrF, exact match and perplexity per real target token; a language model's are perplexity per
 token and per word and bits per byte, by windows of `--block_size` tokens, `--context_window` of which it has seen; the
 default block size is that of the run it is from, where `arguments.yaml` lies in its folder, else 512. A model's
-configuration says which of the two it is; `--help` beside its name shows the arguments for it.
+configuration says which of the two it is; `--help` beside its name shows the arguments for it. `--memory_budgets 64`,
+or a number for each layer, is how many tokens a model with selective attention may hold.
 """
 
 import json
@@ -23,6 +24,7 @@ from leanformers.arguments import (
     GenerationArguments,
     LanguageModelingDataArguments,
     LeanArgumentParser,
+    MemoryArguments,
     ModelArguments,
     TranslationDataArguments,
     plain_errors,
@@ -37,6 +39,7 @@ from leanformers.evaluation.loading import (
     read_model_arguments,
     trained_block_size,
 )
+from leanformers.evaluation.memory import memory_held, set_memory_budgets
 from leanformers.evaluation.translation import evaluate_splits
 
 
@@ -50,10 +53,10 @@ def main() -> None:
         if scores_text
         else [TranslationDataArguments, GenerationArguments]
     )
-    parser = LeanArgumentParser([ModelArguments, *groups, EvaluationArguments])
+    parser = LeanArgumentParser([ModelArguments, *groups, MemoryArguments, EvaluationArguments])
     if scores_text and (block_size := trained_block_size(named.model_name_or_path)):
         parser.set_defaults(block_size=block_size)
-    model_arguments, data_arguments, running, arguments = parser.parse()
+    model_arguments, data_arguments, running, memory, arguments = parser.parse()
     with plain_errors():
         reserve(arguments.output_file)
         model, tokenizers = load_generator(
@@ -62,10 +65,14 @@ def main() -> None:
             attn_implementation=model_arguments.attn_implementation,
         )
         model.to(running.device or fastest_device())
+        if memory.memory_budgets is not None:
+            set_memory_budgets(model, memory.memory_budgets)
         if scores_text:
             results = evaluate_text_splits(
                 model, tokenizers.target, data_arguments, batch_size=running.batch_size, names=arguments.splits
             )
+            held = memory_held(model.config, data_arguments.block_size)
+            results = {name: metrics | held for name, metrics in results.items()}
         else:
             results = evaluate_splits(model, tokenizers, data_arguments, running, arguments.splits)
         text = json.dumps(results, indent=2, ensure_ascii=False)

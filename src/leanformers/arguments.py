@@ -248,6 +248,19 @@ class GenerationArguments:
 
 
 @dataclass
+class MemoryArguments:
+    """How much a model with selective attention may hold."""
+
+    memory_budgets: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens that layers with selective attention hold: a number for all, or one for each; what the "
+            "model's configuration says if not given."
+        },
+    )
+
+
+@dataclass
 class FileArguments:
     """Where generate.py reads and writes."""
 

@@ -1,12 +1,15 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
 """Figures as PNG (extra `bench`: matplotlib): training curves from the Trainer's `log_history`, the losses of the
-retrieval study, and the accuracies of the selection study."""
+retrieval study, the accuracies of the selection study, perplexities of searches for memory budgets, and what selective
+attention forgets of a text."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from unicodedata import east_asian_width
 
-TRAINING, EVALUATION, INK, GRID = "#3b6ea8", "#d1603d", "#333333", "#dddddd"
+TRAINING, EVALUATION, INK, GRID, FORGOTTEN = "#3b6ea8", "#d1603d", "#333333", "#dddddd", "#a8a8a8"
 # What an evaluation logs beside its results: how fast it was, and on how much.
 NO_RESULTS = (
     "runtime",
@@ -23,6 +26,9 @@ SERIES = ("#333333", "#3b6ea8", "#d1603d", "#4d9a5b", "#8c5aa8", "#c49a2a", "#4a
 MARKERS = "os^Dv<>P"
 NOTHING_READ = 0.5  # the retrieval loss of a model that always answers zeros
 TOP = 0.6
+LABELLED_TOKENS = 64  # a longer text has no room for its tokens at the axes
+COLUMNS, FONT_SIZE = 100, 7.5  # of printed text
+CELL = (FONT_SIZE * 0.602 / 72, FONT_SIZE * 1.6 / 72)  # inches of a letter of DejaVu Sans Mono, and of a line
 
 Curve = list[tuple[float, float]]
 
@@ -142,6 +148,161 @@ def _draw_range(axis, label: str, curve: Mapping[int, list[float]], style: Mappi
     axis.plot(places, means, **style, markersize=4.5, linewidth=1.6, label=label)
     lowest, highest = ([choose(numbers) for numbers in values] for choose in (min, max))
     axis.fill_between(places, lowest, highest, color=style["color"], alpha=0.18, linewidth=0)
+
+
+def perplexity_over_memory(searches: Mapping[str, Mapping], path: str | Path) -> Path:
+    """Draws the perplexity over the share of the context that layers hold, a curve for each search for memory budgets,
+    and returns the path of the PNG written. Dotted is the perplexity without budgets, and dashed the target.
+
+    Args:
+        searches: by label, each with `points`, `context_length`, `loss_without_budgets` and `target_loss`.
+        path: the file to write; its folder is made if need be. Equal searches give equal files.
+    """
+    if not searches:
+        raise ValueError("There is no search for memory budgets: nothing to draw.")
+    figure = _figure_class()(figsize=(7.2, 4.2), dpi=120, layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    least = 100.0
+    for index, (label, search) in enumerate(searches.items(), start=1):
+        color, points = SERIES[index % len(SERIES)], search["points"]
+        shares = [100 / point["memory_factor"] for point in points]
+        perplexities = [point["perplexity"] for point in points]
+        axis.plot(shares, perplexities, color=color, linewidth=1.6, label=label)
+        axis.plot(shares[-1], perplexities[-1], color=color, marker=MARKERS[index % len(MARKERS)], markersize=5)
+        axis.annotate(
+            f"1 / {points[-1]['memory_factor']:.1f}",
+            (shares[-1], perplexities[-1]),
+            xytext=(6, 4),
+            textcoords="offset points",
+            fontsize=8,
+            color=color,
+        )
+        axis.axhline(math.exp(search["loss_without_budgets"]), color=color, linewidth=0.8, linestyle=":")
+        axis.axhline(math.exp(search["target_loss"]), color=color, linewidth=0.8, linestyle="--")
+        least = min(least, shares[-1])
+    axis.set_xscale("log", base=2)
+    ticks = [100 / 2**power for power in range(math.ceil(math.log2(100 / least)) + 1)]
+    axis.set_xticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
+    axis.minorticks_off()
+    lengths = sorted({search["context_length"] for search in searches.values()})
+    of_what = f"of {lengths[0]} tokens" if len(lengths) == 1 else "of the context"
+    _dress(axis, "", f"share {of_what} that layers hold, in %")
+    axis.set_ylabel("perplexity", fontsize=9, color=INK)
+    axis.legend(fontsize=8, frameon=False)
+    return _save(figure, path)
+
+
+def selection_heat_maps(tokens: Sequence[str], selections: Sequence[Any], path: str | Path) -> Path:
+    """Draws F of each layer, the votes against each token when each later one came, and returns the path of the PNG
+    written.
+
+    Args:
+        tokens: the text, token by token.
+        selections: F of each layer, `[length, length]` numbers, those of a query in a row.
+        path: the file to write; its folder is made if need be. Equal arguments give equal files.
+    """
+    import numpy as np
+
+    votes = _check_selections(tokens, selections)
+    figure_class = _figure_class()
+    from matplotlib.colors import SymLogNorm
+
+    columns = min(len(votes), 2)
+    rows = math.ceil(len(votes) / columns)
+    figure = figure_class(figsize=(4.8 * columns, 4.4 * rows), dpi=120, layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    norm = SymLogNorm(linthresh=1.0, vmin=0.0, vmax=max(1.0, *(float(matrix.max()) for matrix in votes)))
+    later = np.triu(np.ones((len(tokens), len(tokens)), dtype=bool), k=1)
+    for layer, (axis, matrix) in enumerate(zip(axes, votes, strict=False)):
+        image = axis.imshow(np.ma.masked_array(matrix, later), cmap="viridis", norm=norm, interpolation="nearest")
+        _dress(axis, f"layer {layer}", "token voted against")
+        axis.grid(False)
+        axis.set_ylabel("votes of the tokens before this one", fontsize=9, color=INK)
+        if len(tokens) <= LABELLED_TOKENS:
+            names = ["".join(_shown(letter) for letter in token) for token in tokens]
+            for set_ticks, rotation in ((axis.set_xticks, 90), (axis.set_yticks, 0)):
+                set_ticks(range(len(names)), labels=names, fontsize=5, rotation=rotation, parse_math=False)
+    for axis in axes[len(votes) :]:
+        axis.set_visible(False)
+    figure.colorbar(image, ax=list(axes), shrink=0.6, label="F")
+    return _save(figure, path)
+
+
+def forgotten_tokens(
+    tokens: Sequence[str], selections: Sequence[Any], path: str | Path, threshold: float = 1.0
+) -> Path:
+    """Prints the text once for each layer, with a line through each token that the layer has forgotten at its end, and
+    returns the path of the PNG written.
+
+    Args:
+        tokens: the text, token by token.
+        selections: F of each layer, `[length, length]` numbers, those of a query in a row.
+        path: the file to write; its folder is made if need be. Equal arguments give equal files.
+        threshold: votes with which a token counts as forgotten: those left of its attention are `exp(-threshold)`.
+    """
+    votes = _check_selections(tokens, selections)
+    pieces = list(_typeset(tokens))
+    num_rows = 2 + max(row for _, row, _, _ in pieces)
+    size = ((COLUMNS + 4) * CELL[0], (num_rows + 1.5) * CELL[1] * len(votes))
+    figure = _figure_class()(figsize=size, dpi=120, layout="constrained", facecolor="white")
+    axes = figure.subplots(len(votes), 1, squeeze=False).flatten()
+    for layer, (axis, matrix) in enumerate(zip(axes, votes, strict=True)):
+        is_forgotten = matrix[-1] > threshold
+        axis.set_xlim(0, COLUMNS)
+        axis.set_ylim(num_rows, 0)
+        axis.set_axis_off()
+        title = f"layer {layer}: {int(is_forgotten.sum())} of {len(tokens)} tokens forgotten"
+        axis.set_title(title, fontsize=9, color=INK, loc="left")
+        for index, row, column, text in pieces:
+            color = FORGOTTEN if is_forgotten[index] else INK
+            style = {"color": color, "fontsize": FONT_SIZE, "family": "monospace", "va": "center"}
+            axis.text(column, row + 0.5, text, **style, parse_math=False)
+            if is_forgotten[index]:
+                axis.plot([column, column + _width(text)], [row + 0.55] * 2, color=EVALUATION, linewidth=0.8)
+    return _save(figure, path)
+
+
+def _check_selections(tokens: Sequence[str], selections: Sequence[Any]) -> list[Any]:
+    import numpy as np
+
+    votes = [np.asarray(matrix) for matrix in selections]
+    if not votes or not len(tokens):
+        raise ValueError(f"There are {len(tokens)} tokens and votes of {len(votes)} layers: nothing to draw.")
+    for matrix in votes:
+        if matrix.shape != (len(tokens), len(tokens)):
+            raise ValueError(
+                f"The votes of a layer are {list(matrix.shape)}, and should be [{len(tokens)}, {len(tokens)}], a row "
+                "and a column for each token."
+            )
+    return votes
+
+
+def _typeset(tokens: Sequence[str]) -> Iterator[tuple[int, int, int, str]]:
+    """Token, row, column and letters of each stretch of a token within a row."""
+    row = column = 0
+    for index, token in enumerate(tokens):
+        text, start = "", column
+        for letter in token:
+            shown = _shown(letter)
+            if column + _width(shown) > COLUMNS:
+                if text:
+                    yield index, row, start, text
+                row, column, text, start = row + 1, 0, "", 0
+            text, column = text + shown, column + _width(shown)
+            if letter == "\n":
+                yield index, row, start, text
+                row, column, text, start = row + 1, 0, "", 0
+        if text:
+            yield index, row, start, text
+
+
+def _shown(letter: str) -> str:
+    return {"\n": "\u21b5", "\t": "    "}.get(letter, letter if letter.isprintable() else "\ufffd")
+
+
+def _width(text: str) -> int:
+    """Letters of a typewriter that a text is as wide as."""
+    return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _figure_class() -> type:

@@ -205,6 +205,16 @@ class EvaluationWindows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.spans)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest window."""
+        return int((self.spans[:, 2] - self.spans[:, 0]).max())
+
+    @property
+    def num_scored(self) -> int:
+        """Tokens that are scored in all windows together."""
+        return int((self.spans[:, 2] - self.spans[:, 1]).sum())
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         first, scored, end = self.spans[index]
         following = self.tokens[first + 1 : end + 1].astype(np.int64)

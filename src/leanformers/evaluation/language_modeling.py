@@ -6,7 +6,8 @@ Per word and per byte are what compares across tokenizers: the same total loss, 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 
@@ -15,7 +16,7 @@ from datasets import DatasetDict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from leanformers.arguments import LanguageModelingDataArguments
 from leanformers.data.collator import BlockCollator
@@ -70,16 +71,37 @@ def evaluate_windows(
         batch_size, score = windows.num_lanes, partial(segment_losses, memory=empty_memory(model))
     training = model.training
     model.eval()
+    rows = []
+    with token_by_token(model.config):
+        for inputs, following in scoring_batches(model, windows, batch_size, disable=not progress):
+            rows.append(score(model, inputs, following).cpu())
+    model.train(training)
+    return summarize_text(rows, num_words=windows.num_words, num_bytes=windows.num_bytes)
+
+
+def scoring_batches(
+    model: PreTrainedModel, windows: EvaluationWindows | LaneSegments, batch_size: int, **bar: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`input_ids` and `shift_labels` of the windows in batches, on the model's device, under a progress bar."""
     padding = model.config.pad_token_id
     loader = DataLoader(
         windows, batch_size=batch_size, collate_fn=BlockCollator(padding if padding is not None else 0)
     )
-    rows = []
-    for batch in tqdm(loader, desc="scoring", unit="batch", disable=not progress):
-        inputs, following = (batch[name].to(model.device) for name in ("input_ids", "shift_labels"))
-        rows.append(score(model, inputs, following).cpu())
-    model.train(training)
-    return summarize_text(rows, num_words=windows.num_words, num_bytes=windows.num_bytes)
+    for batch in tqdm(loader, desc="scoring", unit="batch", **bar):
+        yield batch["input_ids"].to(model.device), batch["shift_labels"].to(model.device)
+
+
+@contextmanager
+def token_by_token(config: PreTrainedConfig) -> Iterator[None]:
+    """Let a forward hold what would be held token by token: a model that reads prompts lazily would hold all."""
+    prune_prompt = getattr(config, "prune_prompt", None)
+    if prune_prompt is not None:
+        config.prune_prompt = "strict"
+    try:
+        yield
+    finally:
+        if prune_prompt is not None:
+            config.prune_prompt = prune_prompt
 
 
 def window_losses(model: nn.Module, input_ids: Tensor, shift_labels: Tensor) -> Tensor:

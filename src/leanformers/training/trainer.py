@@ -28,7 +28,7 @@ from leanformers.arguments import LanguageModelTrainingArguments, TranslationTra
 from leanformers.data.collator import BlockCollator, TranslationCollator
 from leanformers.data.language_modeling import EvaluationWindows, LaneSegments, TrainingBlocks
 from leanformers.data.tokenizers import TranslationTokenizers
-from leanformers.evaluation.language_modeling import summarize_text, window_losses
+from leanformers.evaluation.language_modeling import summarize_text, token_by_token, window_losses
 from leanformers.evaluation.perplexity import row_losses, summarize
 from leanformers.evaluation.translation import score_translations
 
@@ -189,7 +189,10 @@ class LanguageModelTrainer(RunTrainer):
         self, dataloader: DataLoader, description: str, *args, metric_key_prefix: str = "eval", **kwargs
     ) -> EvalLoopOutput:
         self._row_losses: list[torch.Tensor] = []
-        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        with token_by_token(self.model.config):
+            output = super().evaluation_loop(
+                dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs
+            )
         windows = dataloader.dataset
         totals = summarize_text(self._row_losses, num_words=windows.num_words, num_bytes=windows.num_bytes)
         named = {f"{metric_key_prefix}_{key}": value for key, value in totals.items()}
