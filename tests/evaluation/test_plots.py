@@ -7,7 +7,18 @@ import sys
 
 import pytest
 
-from leanformers.plots import _accuracy_panels, _panels, retrieval_losses, selection_accuracies, training_curves
+from leanformers import plots
+from leanformers.plots import (
+    _accuracy_panels,
+    _panels,
+    _typeset,
+    forgotten_tokens,
+    perplexity_over_memory,
+    retrieval_losses,
+    selection_accuracies,
+    selection_heat_maps,
+    training_curves,
+)
 
 
 def trainer_log(steps: int = 200) -> list[dict]:
@@ -125,3 +136,93 @@ def test_selection_accuracies_are_drawn(tmp_path):
     assert selection_accuracies(SELECTION_POINTS[:3], tmp_path / "c.png").read_bytes() != again
     with pytest.raises(ValueError, match="None of 0 points has an evaluation"):
         selection_accuracies([], tmp_path / "d.png")
+
+
+def budget_search(factors=(1.0, 2.0, 8.0), context_length=64) -> dict:
+    points = [{"memory_factor": factor, "perplexity": 10 + factor / 8} for factor in factors]
+    losses = {"loss_without_budgets": math.log(10.1), "target_loss": math.log(11.1)}
+    return {"points": points, "context_length": context_length, **losses}
+
+
+def test_perplexity_over_memory(tmp_path):
+    pytest.importorskip("matplotlib")
+    first = perplexity_over_memory({"a": budget_search()}, tmp_path / "new_folder" / "a.png").read_bytes()
+    assert perplexity_over_memory({"a": budget_search()}, tmp_path / "b.png").read_bytes() == first
+    two = {"a": budget_search(), "b": budget_search((1.0, 3.0), 128)}
+    assert perplexity_over_memory(two, tmp_path / "c.png").read_bytes() != first
+    assert png_size(tmp_path / "c.png") == (864, 504)
+    perplexity_over_memory({"a": budget_search((1.0,))}, tmp_path / "d.png")
+    with pytest.raises(ValueError, match="no search for memory budgets: nothing to draw"):
+        perplexity_over_memory({}, tmp_path / "e.png")
+
+
+TOKENS = ["</s>", "def f", "(x):\n", "\treturn", " $x$ ", "", "\u6f22\u5b57", "\x00", "y" * 150]
+
+
+def selections(layers: int = 2, length: int = len(TOKENS)) -> list:
+    """Votes that grow down each column, the more the earlier the token."""
+    rows = range(length)
+    return [[[(layer + 1) * max(0, row - column) / 4 for column in rows] for row in rows] for layer in range(layers)]
+
+
+def test_texts_are_set_in_rows():
+    pieces = list(_typeset(TOKENS))
+    assert pieces[:4] == [(0, 0, 0, "</s>"), (1, 0, 4, "def f"), (2, 0, 9, "(x):\u21b5"), (3, 1, 0, "    return")]
+    assert pieces[4:7] == [(4, 1, 10, " $x$ "), (6, 1, 15, "\u6f22\u5b57"), (7, 1, 19, "\ufffd")]
+    assert pieces[7:] == [(8, 1, 20, "y" * 80), (8, 2, 0, "y" * 70)]  # wide letters take two columns each
+
+
+def drawn_by(monkeypatch, draw, *arguments) -> list:
+    """The axes of a figure instead of its file."""
+    figures: list = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    draw(*arguments)
+    return figures[0].axes
+
+
+def test_forgotten_tokens_are_struck_out(monkeypatch):
+    pytest.importorskip("matplotlib")
+    axes = drawn_by(monkeypatch, forgotten_tokens, TOKENS, selections(), "a.png", 1.0)
+    assert [axis.get_title(loc="left") for axis in axes] == [
+        "layer 0: 4 of 9 tokens forgotten",
+        "layer 1: 6 of 9 tokens forgotten",
+    ]
+    struck = [[text.get_text() for text in axis.texts if text.get_color() == plots.FORGOTTEN] for axis in axes]
+    assert struck == [["</s>", "def f", "(x):\u21b5", "    return"], [*struck[0], " $x$ "]]  # and the empty one
+    lines = [tuple(map(tuple, line.get_data())) for line in axes[0].lines]
+    assert lines == [((0, 4), (0.55, 0.55)), ((4, 9), (0.55, 0.55)), ((9, 14), (0.55, 0.55)), ((0, 10), (1.55, 1.55))]
+
+
+def test_heat_maps_show_what_came_before(monkeypatch):
+    pytest.importorskip("matplotlib")
+    first, second, color_bar = drawn_by(monkeypatch, selection_heat_maps, TOKENS, selections(), "a.png")
+    for layer, axis in enumerate((first, second)):
+        shown = axis.images[0].get_array()
+        assert [shown[row].count() for row in range(9)] == list(range(1, 10))
+        assert shown[8, 0] == 2.0 * (layer + 1)
+    assert [label.get_text() for label in first.get_xticklabels()][2:4] == ["(x):\u21b5", "    return"]
+    many = ["x"] * 70
+    assert len(drawn_by(monkeypatch, selection_heat_maps, many, selections(1, 70), "a.png")[0].get_xticks()) < 20
+
+
+def test_pictures_of_a_text_are_files(tmp_path):
+    pytest.importorskip("matplotlib")
+    tokens, votes = ["a ", "b$ ", "c"], selections(3, 3)
+    for draw in (selection_heat_maps, forgotten_tokens):
+        first = draw(tokens, votes, tmp_path / "new_folder" / "a.png").read_bytes()
+        assert draw(tokens, votes, tmp_path / "b.png").read_bytes() == first and png_size(tmp_path / "b.png")
+    assert forgotten_tokens(tokens, votes, tmp_path / "c.png", threshold=0.1).read_bytes() != first
+
+
+@pytest.mark.parametrize(
+    ("tokens", "votes", "message"),
+    [
+        ([], [[]], "0 tokens and votes of 1 layers: nothing to draw"),
+        (["a"], [], "1 tokens and votes of 0 layers: nothing to draw"),
+        (["a", "b"], selections(1, 3), r"are \[3, 3\], and should be \[2, 2\]"),
+    ],
+)
+def test_votes_that_do_not_fit_the_text(tmp_path, tokens, votes, message):
+    for draw in (selection_heat_maps, forgotten_tokens):
+        with pytest.raises(ValueError, match=message):
+            draw(tokens, votes, tmp_path / "a.png")
