@@ -228,14 +228,14 @@ def selective_attention_step(
     with torch.autocast(query.device.type, enabled=False):
         # Heads that share keys see the same of them: they are queries of one head.
         queries = query.reshape(batch, num_shared, num_heads // num_shared, head_dim)
-        hidden_selection = selection if visible is None else selection.masked_fill(~visible, float("inf"))
+        hidden_selection = selection if visible is None else torch.where(visible, selection, float("inf"))
         attend = _attend_naively if naive else _attend_fused
         output, probabilities = attend(
             queries, key.transpose(1, 2), value.transpose(1, 2), hidden_selection[:, None], scale
         )
         voter, voted = query[:, :, selection_head], key[:, :, selection_head // (num_heads // num_shared)]
-        logits = torch.bmm(voted.to(selection.dtype), voter.to(selection.dtype).mT)[..., 0] * scale
-        votes = strength * logits.relu().masked_fill(~votable, 0.0)
+        logits = torch.bmm(voted.to(selection.dtype), voter.to(selection.dtype).mT)[..., 0] * (scale * strength)
+        votes = torch.where(votable, logits.relu(), 0.0)
     if probabilities is not None:
         probabilities = probabilities.reshape(batch, num_heads, 1, -1)
     return output.reshape(batch, 1, num_heads, -1), selection + votes, probabilities
