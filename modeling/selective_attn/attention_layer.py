@@ -190,9 +190,10 @@ class SelectiveAttnAttention(nn.Module):
             cache_layer = past_key_values.layers[self.layer_idx]
             if document_ids is None:
                 key, value = keys.transpose(1, 2), values.transpose(1, 2)
+            if length == 1:
+                return self._select_one(query, key, value, is_real, cache_layer, is_naive)
+            if document_ids is None:
                 known = cache_layer.known(length)
-        if cache_layer is not None and length == 1:
-            return self._select_one(query, key, value, is_real, cache_layer)
 
         form = selective_attention
         options = self._rule() | known | {"sliding_window": self.sliding_window, "output_details": True}
@@ -216,7 +217,7 @@ class SelectiveAttnAttention(nn.Module):
         outputs = [self._select(*piece, None, past_key_values)[0] for piece in zip(*pieces, masks, strict=True)]
         return torch.cat(outputs, dim=1), None, None, None
 
-    def _select_one(self, query, key, value, is_real, cache_layer):
+    def _select_one(self, query, key, value, is_real, cache_layer, is_naive):
         """The next token, whose slot in the cache may be any."""
         visible = cache_layer.visible(self.sliding_window)
         votable = visible & ~cache_layer.is_start
@@ -225,12 +226,20 @@ class SelectiveAttnAttention(nn.Module):
         if is_real is not None:
             votable = votable & is_real.bool()
             visible = visible | ~visible.any(dim=-1, keepdim=True)  # lest a row has nothing to sum to 1
-        rule = {name: value for name, value in self._rule().items() if not name.startswith("protect")}
         before = cache_layer.votes
         output, votes, probabilities = selective_attention_step(
-            query, key, value, before, visible=visible, votable=votable, naive=self._is_naive(query), **rule
+            query,
+            key,
+            value,
+            before,
+            visible=visible,
+            votable=votable,
+            scale=self.scaling,
+            selection_head=self.config.selection_head,
+            strength=self.config.selection_strength,
+            naive=is_naive,
         )
-        cache_layer.settle(votes, cast=(votes - before)[:, None])
+        cache_layer.settle(votes, cast=(votes - before)[:, None] if cache_layer.record_past else None)
         return output, probabilities, before[:, None], None
 
     def _rule(self) -> dict[str, float | int | bool]:

@@ -33,9 +33,9 @@ def most_voted(selection: Tensor, evictable: Tensor, positions: Tensor) -> Tenso
     Returns:
         `torch.Tensor`: `[batch]`, an index each.
     """
-    scores = selection.masked_fill(~evictable, -1.0)  # votes are not negative
+    scores = torch.where(evictable, selection, -1.0)  # votes are not negative
     is_worst = scores == scores.amax(dim=-1, keepdim=True)
-    return positions.masked_fill(~is_worst, torch.iinfo(positions.dtype).max).argmin(dim=-1)
+    return torch.where(is_worst, positions, torch.iinfo(positions.dtype).max).argmin(dim=-1)
 
 
 def least_voted(selection: Tensor, is_start: Tensor, is_real: Tensor, budget: int) -> Tensor:

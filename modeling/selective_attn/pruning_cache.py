@@ -122,22 +122,22 @@ class SelectiveAttentionLayer(CacheLayerMixin):
         self.memory_budget = memory_budget
         num_tokens = key_states.shape[2]
         if is_real is None:
-            is_real = torch.ones(key_states.shape[0], num_tokens, dtype=torch.bool, device=key_states.device)
-        counts = is_real.cumsum(-1)
-        positions = torch.where(is_real, self.num_real[:, None] + counts - 1, -1)
-        is_start = (positions == 0) & protect_start
+            positions = self.num_real[:, None] + torch.arange(num_tokens, device=key_states.device)
+        else:
+            positions = torch.where(is_real, self.num_real[:, None] + is_real.cumsum(-1) - 1, -1)
+        is_start = positions == 0 if protect_start else torch.zeros_like(positions, dtype=torch.bool)
         is_full = memory_budget is not None and self.votes.shape[1] >= memory_budget
         if is_full and self.votes.shape[1] > memory_budget:  # read without a budget, or with a larger one
             self.settle(self.votes, self.least_voted())
         new = (key_states, value_states, self.votes.new_zeros(positions.shape), positions, is_start)
         if is_full and num_tokens == 1:
-            self._replace_one(dict(zip(STATE, new, strict=True)), sliding_window)
+            self._replace_one(dict(zip(STATE, new, strict=True)), is_real, sliding_window)
         else:
             if is_full:  # single tokens are anywhere
                 self._gather(self.positions.argsort(dim=-1))
             for name, states in zip(STATE, new, strict=True):
                 setattr(self, name, torch.cat([getattr(self, name), states], dim=states.dim() // 2))
-        self.num_real = self.num_real + counts[:, -1]
+        self.num_real = self.num_real + (num_tokens if is_real is None else is_real.sum(-1))
         self.num_seen += num_tokens
         return self.keys, self.values
 
@@ -177,16 +177,17 @@ class SelectiveAttentionLayer(CacheLayerMixin):
         """Which tokens are left of a text that was read in full: `[batch, slots]`."""
         return least_voted(self.votes, self.is_start, self.positions >= 0, self.memory_budget)
 
-    def _replace_one(self, new: dict[str, Tensor], sliding_window: int | None) -> None:
+    def _replace_one(self, new: dict[str, Tensor], enters: Tensor | None, sliding_window: int | None) -> None:
         # What the new token will not see leaves first, empty slots among it.
         visible = self.visible() if sliding_window is None else self.visible(sliding_window - 1)
-        scores = self.votes.masked_fill(~visible, float("inf"))
+        scores = torch.where(visible, self.votes, float("inf"))
         slot = most_voted(scores, ~(self.is_start & visible), self.positions)[:, None]
         for name, state in [(name, getattr(self, name)) for name in STATE]:
             dim = state.dim() // 2
             index = slot if dim == 1 else slot[:, None, :, None].expand(-1, state.shape[1], -1, state.shape[3])
-            enters = (new["positions"] >= 0).view(-1, *[1] * (state.dim() - 1))
-            written = torch.where(enters, new[name], state.gather(dim, index))  # padding takes no slot
+            written = new[name]
+            if enters is not None:  # padding takes no slot
+                written = torch.where(enters.view(-1, *[1] * (state.dim() - 1)), written, state.gather(dim, index))
             # In place, but where a gradient may need what was there.
             scatter = Tensor.scatter if written.requires_grad or state.requires_grad else Tensor.scatter_
             setattr(self, name, scatter(state, dim, index, written))
