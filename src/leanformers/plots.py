@@ -133,7 +133,11 @@ def _accuracy_panels(points: Sequence[Mapping]) -> dict[tuple[str, str], dict[st
             if entry["memory_budget"] is None:
                 panel, label, place = (point["task"], "length"), point["model"], entry["length"]
             elif entry["length"] == point["settings"]["train_length"]:
-                panel, label, place = ("with less memory", "memory budget"), point["task"], entry["memory_budget"]
+                panel, label, place = (
+                    ("selective, with less memory", "memory budget"),
+                    point["task"],
+                    entry["memory_budget"],
+                )
             else:
                 continue
             panels.setdefault(panel, {}).setdefault(label, {}).setdefault(place, []).append(entry["accuracy"])

@@ -120,10 +120,14 @@ SELECTION_POINTS = [
 
 def test_what_is_drawn_of_the_selection_study():
     panels = _accuracy_panels(SELECTION_POINTS)
-    assert list(panels) == [("copying", "length"), ("parity", "length"), ("with less memory", "memory budget")]
+    assert list(panels) == [
+        ("copying", "length"),
+        ("parity", "length"),
+        ("selective, with less memory", "memory budget"),
+    ]
     assert panels["copying", "length"] == {"selective": {8: [0.6, 0.5]}, "plain": {8: [0.7], 16: [0.2]}}
     assert panels["parity", "length"] == {"selective": {8: [1.0], 16: [0.9]}}
-    assert panels["with less memory", "memory budget"] == {"copying": {2: [0.3, 0.4]}, "parity": {4: [0.8]}}
+    assert panels["selective, with less memory", "memory budget"] == {"copying": {2: [0.3, 0.4]}, "parity": {4: [0.8]}}
 
 
 def test_selection_accuracies_are_drawn(tmp_path):
