@@ -13,9 +13,9 @@ from training.test_distributed import LAUNCHER, assert_same_runs
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from leanformers.arguments import LanguageModelTrainingArguments
+from leanformers.conversion import convert_checkpoint
 from leanformers.data.language_modeling import TrainingBlocks, load_texts, tokenize_texts
 from leanformers.evaluation.language_modeling import evaluate_text_splits
-from leanformers.modeling.selective_attn import SelectiveAttnConfig
 from leanformers.training import runs
 from leanformers.training.trainer import LanguageModelTrainer
 
@@ -140,26 +140,14 @@ def llama(folder, tokenizer):
         bos_token_id=2,
         eos_token_id=2,
     )
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
+    LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return model.eval()
 
 
 def test_training_goes_on_from_a_llama_that_has_cast_no_votes(warmed_up, selective_recipe, tmp_path):
-    """The same weights under another configuration. The first step is Llama's own."""
-    tokenizer = AutoTokenizer.from_pretrained(warmed_up)
-    model = llama(tmp_path / "llama", tokenizer)
-    shutil.copytree(tmp_path / "llama", tmp_path / "selective")
-    shared = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    shared += ("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")
-    shared += ("pad_token_id", "bos_token_id", "eos_token_id")
-    config = SelectiveAttnConfig(
-        **{name: getattr(model.config, name) for name in shared},
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        architectures=["SelectiveAttnForCausalLM"],
-    )
-    config.save_pretrained(tmp_path / "selective")
+    """The first step is Llama's own."""
+    llama(tmp_path / "llama", AutoTokenizer.from_pretrained(warmed_up))
+    convert_checkpoint("selective_attn", tmp_path / "llama", tmp_path / "selective")
     flags = ("--max_steps=4", "--selection_warmup_steps=3", "--per_device_train_batch_size=4", "--weight_decay=0")
     first = {}
     for name in ("llama", "selective"):

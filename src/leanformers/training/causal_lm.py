@@ -199,7 +199,8 @@ def check_selection(config: PreTrainedConfig, training_arguments: LanguageModelT
     if steps and not config.selection_strength:
         raise ValueError(
             f"selection_warmup_steps={steps} lets votes grow up to selection_strength, which is "
-            f"{config.selection_strength} in this model: set it to 1."
+            f"{config.selection_strength} in this model: convert it with --selection-strength 1, or set that in its "
+            "configuration."
         )
     smoothing = training_arguments.label_smoothing_factor
     if smoothing and getattr(config, "memory_loss_coef", 0):
