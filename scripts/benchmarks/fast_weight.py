@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaCo
 
 import leanformers  # noqa: F401  registers our families with the Auto classes
 from leanformers.accounting import cache_bytes, count_parameters
+from leanformers.modeling.fast_weight.memory_cache import CACHE_NAME
 
 KIBIBYTE = 2**10
 READING_PIECE = 1024  # tokens that are read at once
@@ -95,20 +96,27 @@ def random_tokens(model: PreTrainedModel, batch_size: int, length: int) -> torch
 def training(settings: Settings) -> Iterator[Case]:
     """Tokens per second of whole steps: forward, backward and AdamW (fused, the Trainer's default)."""
     found = {name: model.train() for name, model in models(settings).items()}
-    optimizers = {name: torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True) for name, model in found.items()}
+    optimizers = optimizers_of(found)
     for length in lengths(settings, TRAINING_LENGTHS):
-        batch_size = settings.longest // 2 // length
-        yield Case(
-            name=f"training step, {batch_size} x {length} tokens",
-            unit="tokens/s",
-            shapes={"batch_size": batch_size, "length": length},
-            contenders={
-                name: training_step(model, optimizers[name], batch_size, length) for name, model in found.items()
-            },
-            tokens=batch_size * length,
-            models=describe(found),
-            most_repeats=3,
-        )
+        yield training_case(found, optimizers, settings.longest // 2 // length, length)
+
+
+def optimizers_of(models: dict[str, PreTrainedModel]) -> dict[str, torch.optim.Optimizer]:
+    return {name: torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True) for name, model in models.items()}
+
+
+def training_case(
+    found: dict[str, PreTrainedModel], optimizers: dict[str, torch.optim.Optimizer], batch_size: int, length: int
+) -> Case:
+    return Case(
+        name=f"training step, {batch_size} x {length} tokens",
+        unit="tokens/s",
+        shapes={"batch_size": batch_size, "length": length},
+        contenders={name: training_step(model, optimizers[name], batch_size, length) for name, model in found.items()},
+        tokens=batch_size * length,
+        models=describe(found),
+        most_repeats=3,
+    )
 
 
 def training_step(
@@ -128,15 +136,19 @@ def prefill(settings: Settings) -> Iterator[Case]:
     """Tokens per second of one prompt, which fills a cache and gives the logits of its last token."""
     found = models(settings)
     for length in lengths(settings, TRAINING_LENGTHS):
-        yield Case(
-            name=f"prefill, {length} tokens",
-            unit="tokens/s",
-            shapes={"batch_size": 1, "length": length},
-            contenders={name: partial(read, model, length, length) for name, model in found.items()},
-            tokens=length,
-            models=describe(found),
-            most_repeats=5,
-        )
+        yield prefill_case(found, length)
+
+
+def prefill_case(found: dict[str, PreTrainedModel], length: int) -> Case:
+    return Case(
+        name=f"prefill, {length} tokens",
+        unit="tokens/s",
+        shapes={"batch_size": 1, "length": length},
+        contenders={name: partial(read, model, length, length) for name, model in found.items()},
+        tokens=length,
+        models=describe(found),
+        most_repeats=5,
+    )
 
 
 @torch.no_grad()
@@ -144,7 +156,7 @@ def read(model: PreTrainedModel, length: int, piece: int, cache: DynamicCache | 
     """A cache that has seen so many tokens, those after `cache` read in pieces of that size."""
     cache = DynamicCache(config=model.config) if cache is None else cache
     for tokens in random_tokens(model, 1, length)[:, cache.get_seq_length() :].split(piece, dim=1):
-        model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(input_ids=tokens, use_cache=True, logits_to_keep=1, **{CACHE_NAME: cache})
     return cache
 
 
@@ -173,15 +185,16 @@ def decoding(settings: Settings) -> Iterator[Case]:
 
 
 def steps(model: PreTrainedModel, cache: DynamicCache, settings: Settings) -> Callable[[], None]:
-    """`new_tokens` steps; a cache that grew is then cut back, so that every call begins at the same length."""
+    """`new_tokens` steps; a cache that grows does so in copies, so that every call begins at the same length."""
     token = random_tokens(model, 1, 1)
 
     @torch.no_grad()
     def call() -> None:
+        growing = copy.copy(cache)
+        if cache.is_croppable:  # layers that keep everything append to it in tensors of their own
+            growing.layers = [copy.copy(layer) for layer in cache.layers]
         for _ in range(settings.new_tokens):
-            model(input_ids=token, past_key_values=cache, use_cache=True)
-        if cache.is_croppable:
-            cache.crop(-settings.new_tokens)
+            model(input_ids=token, use_cache=True, **{CACHE_NAME: growing})
 
     return call
 

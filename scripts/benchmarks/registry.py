@@ -22,12 +22,18 @@ BENCHMARKS = {
     "fast_weight_prefill": "fast_weight:prefill",
     "fast_weight_decoding": "fast_weight:decoding",
     "fast_weight_memory": "fast_weight:memory",
+    "selective_attn_operator": "selective_attn:operator",
+    "selective_attn_training": "selective_attn:training",
+    "selective_attn_prefill": "selective_attn:prefill",
+    "selective_attn_decoding": "selective_attn:decoding",
+    "selective_attn_generation": "selective_attn:generation",
 }
 # What is measured of a family unless --preset says otherwise.
 PRESETS = {
     "anthe": ("anthe_base",),
     "delight": ("wmt14_en_de_640", "wmt14_en_de_512"),
     "fast_weight": ("small",),
+    "selective_attn": ("small",),
 }
 
 

@@ -18,7 +18,8 @@ def benchmarks(root):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(root / "scripts" / "benchmarks"))
         yield import_module("run"), import_module("registry")
-        for name in ("run", "registry", "anthe", "delight", "dextra", "fast_weight", "delta_rule", "crossover"):
+        modules = ("anthe", "delight", "dextra", "fast_weight", "delta_rule", "selective_attn", "crossover")
+        for name in ("run", "registry", *modules):
             sys.modules.pop(name, None)
 
 
@@ -182,6 +183,73 @@ def test_peer_of_the_delta_rule_computes_what_ours_does(benchmarks):
     ours = rules.chunk(*inputs)
     torch.testing.assert_close(rules.naive(*inputs), ours, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(rules.qwen3_next(*inputs) * rules.HEAD_DIM**0.5, ours, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def selective(benchmarks, tmp_path_factory):
+    output = tmp_path_factory.mktemp("selective") / "out.json"
+    benches = [f"selective_attn_{what}" for what in ("operator", "training", "prefill", "decoding", "generation")]
+    benchmarks[0].main(["--bench", *benches, "--quick", "--threads", "1", "--json", str(output)])
+    return json.loads(output.read_text())["results"]
+
+
+def by_bench(results: list[dict], name: str) -> list[dict]:
+    return [result for result in results if result["bench"] == f"selective_attn_{name}"]
+
+
+@pytest.mark.parametrize("name", ["training", "prefill"])
+def test_llama_has_the_shape_of_selective_attn_and_is_not_eager_at_the_longest(selective, name):
+    results = by_bench(selective, name)
+    assert [result["shapes"]["length"] for result in results] == [4, 8, 16, 32, 64]
+    for result in results:
+        is_short = result["shapes"]["length"] <= 16
+        assert list(result["cost_ratios"]) == (["llama", "llama_eager"] if is_short else ["llama"])
+        ours, llama = (result["models"][name] for name in ("selective_attn", "llama"))
+        assert (llama["class"], llama["parameters"]) == ("LlamaForCausalLM", ours["parameters"])
+
+
+def test_llama_has_the_weights_of_selective_attn(benchmarks, root):
+    script, tiny = import_module("selective_attn"), str(root / "configs" / "model" / "selective_attn" / "tiny.json")
+    settings = benchmarks[1].Settings(tiny, "cpu", "float32", 1, 2, 5, 4, 3, 128)
+    found = script.models(settings)
+    assert [model.config._attn_implementation for model in found.values()] == ["sdpa", "sdpa", "eager"]
+    found["selective_attn"].config.selection_strength = 0.0
+    tokens = script.random_tokens(found["llama"], 1, 50)
+    with torch.no_grad():
+        ours, *others = (model(input_ids=tokens).logits for model in found.values())
+    for other in others:
+        torch.testing.assert_close(ours, other, atol=1e-5, rtol=1e-5)
+
+
+def test_operators_are_measured_by_length_and_the_naive_one_not_at_the_longest(selective, benchmarks):
+    results = by_bench(selective, "operator")
+    assert [result["shapes"]["length"] for result in results] == [4, 4, 8, 8, 16, 16, 32, 32, 64, 64]
+    for result in results:
+        expected = ["sdpa", "naive"] if result["shapes"]["length"] <= 16 else ["sdpa"]
+        assert list(result["cost_ratios"]) == expected
+    script = import_module("selective_attn")
+    inputs = script.draw_inputs(benchmarks[1].Settings("", "cpu", "float32", 1, 2, 5, 4, 3, 128), 100)
+    torch.testing.assert_close(script.naive(*inputs), script.blocks(*inputs), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(script.sdpa(*inputs)[:, :2], script.blocks(*inputs)[:, :2])  # no votes by then
+
+
+def test_a_cache_under_a_budget_has_so_many_slots_however_long_the_text(selective):
+    results = [result for result in by_bench(selective, "decoding") if result["unit"] == "KiB"]
+    shapes = [(result["shapes"].get("budget"), result["shapes"]["length"]) for result in results]
+    unlimited, two, eight = [(None, n) for n in (1, 8, 32, 128)], [(2, n) for n in (8, 32, 128)], [(8, 8), (8, 32)]
+    assert sorted(shapes, key=str) == sorted([*unlimited, *two, *eight, (8, 128)], key=str)
+    layers, width = 2, 32  # of tiny
+    for result, (budget, length) in zip(results, shapes, strict=True):
+        assert result["contenders"]["llama"]["median"] == layers * length * 2 * width * 4 / 1024
+        slots = length if budget is None else budget
+        ours = layers * (slots * (2 * width * 4 + 13) + 8)  # and a count of tokens
+        assert result["contenders"]["selective_attn"]["median"] == ours / 1024
+    steps = [result for result in by_bench(selective, "decoding") if result["unit"] == "tokens/s"]
+    assert len(steps) == len(results) and all(result["tokens_per_call"] == 3 for result in steps)
+    (written,) = by_bench(selective, "generation")
+    under_two = next(result for result, shape in zip(results, shapes, strict=True) if shape == (2, 128))
+    for name in ("selective_attn", "llama"):
+        assert written["contenders"][name]["median"] == under_two["contenders"][name]["median"]
 
 
 def test_crossover_is_told_and_drawn(benchmarks, tmp_path, capsys):
