@@ -147,6 +147,7 @@ class SelectiveAttnAttention(nn.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         if position_embeddings is not None:
             query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves norms and angles in float32
         attend = self._select if self.is_selective else self._attend
         output, *shown = attend(query, key, value, attention_mask, document_ids, past_key_values, **kwargs)
         return self.o_proj(output.flatten(2)), *shown

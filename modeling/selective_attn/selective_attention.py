@@ -261,6 +261,8 @@ def check_shapes(query: Tensor, key: Tensor, value: Tensor, selection_head: int)
             f"value [batch, keys, key_value_heads, value_dim]; got {list(query.shape)}, {list(key.shape)}, "
             f"{list(value.shape)}."
         )
+    if not query.dtype == key.dtype == value.dtype:
+        raise ValueError(f"query, key and value must have one dtype, got {query.dtype}, {key.dtype}, {value.dtype}.")
     if query.shape[2] % key.shape[2]:
         raise ValueError(f"{key.shape[2]} key-value heads cannot be shared evenly by {query.shape[2]} heads.")
     if key.shape[1] < query.shape[1]:

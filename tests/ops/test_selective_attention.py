@@ -69,7 +69,7 @@ def assert_same(actual: dict, expected: dict, **tolerances) -> None:
         assert_close(name, actual[name], expected[name], **tolerances)
 
 
-def assert_blocks_are_naive(inputs, before=None, block_size=None, **options) -> None:
+def assert_blocks_are_naive(inputs, before=None, block_size=64, **options) -> None:
     expected = results(naive_selective_attention, inputs, before, **options)
     assert expected["output"].isfinite().all()
     assert_same(results(selective_attention, inputs, before, block_size=block_size, **options), expected, **EXACT)
@@ -133,7 +133,7 @@ def test_any_widths(head_dim, value_dim):
     assert_blocks_are_naive(inputs, attention_mask=padded(100, "left"))
 
 
-@pytest.mark.parametrize("block_size", [1, 7, 64, 99, 100, 1000])
+@pytest.mark.parametrize("block_size", [1, 7, 16, 17, 64, 99, 100, 1000, None])
 def test_any_size_of_blocks(block_size):
     assert_blocks_are_naive(build(length=100), block_size=block_size)
     before = torch.rand(2, 30, dtype=torch.float64)
@@ -714,8 +714,15 @@ INVALID = {
     "value_length": ({"value": ONES(2, 9, 2, 8)}, r"got .* \[2, 9, 2, 8\]"),
     "value_heads": ({"value": ONES(2, 10, 1, 8)}, r"got .* \[2, 10, 1, 8\]"),
     "batch": ({"query": ONES(3, 10, 4, 8)}, r"got \[3, 10, 4, 8\]"),
-    "groups": ({"query": ONES(2, 10, 3, 8)}, "2 key-value heads cannot be shared evenly by 3 heads"),
-    "more_queries_than_keys": ({"query": ONES(2, 11, 4, 8)}, "The 11 queries must be among the 10 keys"),
+    "dtypes": ({"value": ONES(2, 10, 2, 8)}, "one dtype, got torch.float64, torch.float64, torch.float32"),
+    "groups": (
+        {"query": ONES(2, 10, 3, 8, dtype=torch.float64)},
+        "2 key-value heads cannot be shared evenly by 3 heads",
+    ),
+    "more_queries_than_keys": (
+        {"query": ONES(2, 11, 4, 8, dtype=torch.float64)},
+        "The 11 queries must be among the 10 keys",
+    ),
     "head": ({"selection_head": 4}, "`selection_head` must be one of 4 heads, 0 first, got 4"),
     "negative_head": ({"selection_head": -1}, "`selection_head` .* got -1"),
     "window": ({"sliding_window": 1}, "`sliding_window` must be at least 2, .* got 1"),
