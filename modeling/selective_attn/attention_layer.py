@@ -12,6 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
+from .blocked_attention import memory_rows
 from .configuration_selective_attn import SelectiveAttnConfig
 from .pruning_cache import MAX_RECORDED
 from .selective_attention import naive_selective_attention, selective_attention, selective_attention_step
@@ -192,7 +193,7 @@ class SelectiveAttnAttention(nn.Module):
             if document_ids is None:
                 key, value = keys.transpose(1, 2), values.transpose(1, 2)
             if length == 1:
-                return self._select_one(query, key, value, is_real, cache_layer, is_naive)
+                return self._select_one(query, key, value, is_real, cache_layer, is_naive, output_memories)
             if document_ids is None:
                 known = cache_layer.known(length)
 
@@ -218,7 +219,7 @@ class SelectiveAttnAttention(nn.Module):
         outputs = [self._select(*piece, None, past_key_values)[0] for piece in zip(*pieces, masks, strict=True)]
         return torch.cat(outputs, dim=1), None, None, None
 
-    def _select_one(self, query, key, value, is_real, cache_layer, is_naive):
+    def _select_one(self, query, key, value, is_real, cache_layer, is_naive, output_memories):
         """The next token, whose slot in the cache may be any."""
         visible = cache_layer.visible(self.sliding_window)
         votable = visible & ~cache_layer.is_start
@@ -241,7 +242,12 @@ class SelectiveAttnAttention(nn.Module):
             naive=is_naive,
         )
         cache_layer.settle(votes, cast=(votes - before)[:, None] if cache_layer.record_past else None)
-        return output, probabilities, before[:, None], None
+        memory = None
+        if output_memories:
+            seen = before.masked_fill(~visible, float("inf"))
+            memory = memory_rows(seen[:, None], self.config.memory_loss_tau)
+            memory = memory if is_real is None else memory * is_real
+        return output, probabilities, before[:, None], memory
 
     def _rule(self) -> dict[str, float | int | bool]:
         config = self.config

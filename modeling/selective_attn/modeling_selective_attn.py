@@ -27,6 +27,7 @@ from transformers.modeling_outputs import (
     CausalLMOutputWithPast,
     SequenceClassifierOutputWithPast,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -138,7 +139,9 @@ class SelectiveAttnPreTrainedModel(PreTrainedModel):
             self._can_compile_fullgraph = True
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
-        if attn_implementation not in (None, "eager", "sdpa") and any(self.config.selective_layers):
+        name = attn_implementation or "sdpa"
+        is_known = name in ALL_ATTENTION_FUNCTIONS or "/" in name  # a kernel on the Hub
+        if is_known and name not in ("eager", "sdpa") and any(self.config.selective_layers):
             raise ValueError(
                 f"attn_implementation={attn_implementation!r} keeps its logits to itself, and selective attention "
                 "subtracts votes from them: use 'sdpa' or 'eager', or set use_selective_attention=False."
