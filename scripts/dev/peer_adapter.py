@@ -16,6 +16,12 @@ from leanformers.modeling.fast_weight import (
     FastWeightForSequenceClassification,
     FastWeightModel,
 )
+from leanformers.modeling.selective_attn import (
+    SelectiveAttnConfig,
+    SelectiveAttnForCausalLM,
+    SelectiveAttnForSequenceClassification,
+    SelectiveAttnModel,
+)
 
 ANTHE_HEADS = {"base": AntheModel, "seq2seq_lm": AntheForSeq2SeqLM}
 ANTHE_SIZES = {
@@ -61,6 +67,19 @@ FAST_WEIGHT_HEADS = {
     "base": FastWeightModel,
     "causal_lm": FastWeightForCausalLM,
     "sequence_classification": FastWeightForSequenceClassification,
+}
+
+SELECTIVE_ATTN_SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+SELECTIVE_ATTN_HEADS = {
+    "base": SelectiveAttnModel,
+    "causal_lm": SelectiveAttnForCausalLM,
+    "sequence_classification": SelectiveAttnForSequenceClassification,
 }
 
 ADAPTIVE_SKIPS = {
@@ -191,5 +210,25 @@ FAMILIES = [
         config_kwargs=FAST_WEIGHT_SIZES | {"update_rule": "softmax", "position_embedding_type": "sinusoidal"},
         heads=FAST_WEIGHT_HEADS,
         test_attrs={"training_overfit_steps": 400},
+    ),
+    Family(
+        name="SelectiveAttn",
+        config_class=SelectiveAttnConfig,
+        config_kwargs=SELECTIVE_ATTN_SIZES,
+        heads=SELECTIVE_ATTN_HEADS,
+    ),
+    Family(
+        name="SelectiveAttnGQA",
+        config_class=SelectiveAttnConfig,
+        config_kwargs=SELECTIVE_ATTN_SIZES
+        | {"num_key_value_heads": 2, "qk_norm": True}
+        | dict.fromkeys(("attention_bias", "attention_output_bias", "mlp_bias"), True),
+        heads=SELECTIVE_ATTN_HEADS,
+    ),
+    Family(
+        name="SelectiveAttnPlain",
+        config_class=SelectiveAttnConfig,
+        config_kwargs=SELECTIVE_ATTN_SIZES | {"use_selective_attention": False},
+        heads=SELECTIVE_ATTN_HEADS,
     ),
 ]
