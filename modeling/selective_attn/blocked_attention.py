@@ -89,32 +89,45 @@ class Selector:
             stop = min(start + self.block_size, self.length)
             yield slice(start, stop), self.past + stop
 
-    def select(self, rows: slice, end: int, base: Tensor) -> tuple[Tensor, Tensor]:
-        """S and F of the queries `rows`, `[batch, rows, end]`; F is inf where a key is not visible."""
+    def select(self, rows: slice, end: int, base: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        S and F of the queries `rows`, `[batch, rows, end]`, and `base` of the next ones. F is inf where a key is not
+        visible.
+        """
         size = rows.stop - rows.start
         votes = torch.bmm(self.query[:, rows], self.key[:, :end].mT).relu_()
         votes[..., end - size :].tril_(-1 if self.settings.protect_self else 0)
         hidden = self.keys.hidden_from(slice(self.past + rows.start, end), end)
         if hidden is not None:
             votes.masked_fill_(hidden, 0.0)
-        selection = add_earlier(votes, base[:, :end])
+        selection, total = running_sums(votes, base[:, :end])
         if hidden is not None:
             selection.masked_fill_(hidden, float("inf"))
         among = selection[..., end - size :]
         among.masked_fill_(self.later[:size, :size], float("inf"))
         among.diagonal(dim1=-2, dim2=-1).zero_()  # everybody sees itself, padding too, so that no row is empty
-        return votes, selection
+        return votes, selection, torch.cat([total, base[:, end:]], dim=1)
 
 
-def add_earlier(rows: Tensor, start: Tensor) -> Tensor:
-    """`1 start^T + T rows`: `start` `[batch, keys]` and all earlier ones of the rows `[batch, rows, keys]`."""
+def running_sums(rows: Tensor, start: Tensor, *, reverse: bool = False) -> tuple[Tensor, Tensor]:
+    """
+    Running sums of rows: `1 start^T + T rows` `[batch, rows, keys]`, or with T^T, and what comes after them.
+
+    Args:
+        rows (`torch.Tensor`): `[batch, rows, keys]`.
+        start (`torch.Tensor`): `[batch, keys]`.
+        reverse (`bool`, defaults to `False`): sum up what follows a row instead, from the last one on.
+    """
     size = rows.shape[1]
     if size % STRIP:
         rows = pad(rows, (0, 0, 0, -size % STRIP))
     strips = rows.unflatten(1, (-(-size // STRIP), STRIP))
-    within = torch.matmul(rows.new_ones(STRIP, STRIP).tril_(-1), strips)
-    before = torch.cat([start[:, None], strips[:, :-1].sum(2)], dim=1).cumsum(1)
-    return within.add_(before[:, :, None]).flatten(1, 2)[:, :size]
+    earlier = rows.new_ones(STRIP, STRIP).tril_(-1)
+    sums = strips.sum(2)
+    totals = torch.cat([start[:, None], sums.flip(1) if reverse else sums], dim=1).cumsum(1)
+    before = totals[:, :-1].flip(1) if reverse else totals[:, :-1]
+    within = torch.matmul(earlier.mT if reverse else earlier, strips)
+    return within.add_(before[:, :, None]).flatten(1, 2)[:, :size], totals[:, -1]
 
 
 def latest_votes(query: Tensor, key: Tensor, keys: VisibleKeys, settings: Settings, number: int) -> Tensor:
@@ -139,13 +152,12 @@ def attend_in_blocks(
     selector, outputs, memories = Selector(query, key, keys, settings), [], []
     heads_first = heads_before_tokens(query, key, value)
     for rows, end in selector.blocks():
-        votes, selection = selector.select(rows, end, base)
+        _, selection, base = selector.select(rows, end, base)
         if held is not None:
             held.prune_(selection)
         outputs.append(attend(*heads_first, rows, end, selection, settings.scale).transpose(1, 2))
         if settings.memory_tau is not None:
             memories.append(memory_rows(selection, settings.memory_tau))
-        base = base + pad(votes.sum(1), (0, selector.num_keys - end))
     return torch.cat(outputs, dim=1), base, torch.cat(memories, dim=1) if memories else None
 
 
@@ -186,13 +198,12 @@ class BlockedAttention(torch.autograd.Function):
         outputs, normalizers, bases, memories = [], [], [], []
         for rows, end in selector.blocks():
             bases.append(base)
-            votes, selection = selector.select(rows, end, base)
+            _, selection, base = selector.select(rows, end, base)
             output, normalizer = attend_and_normalize(*heads_first, rows, end, selection, settings.scale)
             outputs.append(output.transpose(1, 2))
             normalizers.append(normalizer)
             if settings.memory_tau is not None:
                 memories.append(memory_rows(selection, settings.memory_tau))
-            base = base + pad(votes.sum(1), (0, selector.num_keys - end))
         output = torch.cat(outputs, dim=1)
         ctx.save_for_backward(
             query, key, value, is_real, is_start, document_ids, positions, output, torch.cat(normalizers, -1), *bases
@@ -246,7 +257,7 @@ def _backward(query, key, value, keys, settings, output, normalizer, bases, d_ou
     d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     remaining = torch.zeros_like(bases[0]) if d_base is None else d_base.to(precision, copy=True)
     for (rows, end), base in reversed(list(zip(selector.blocks(), bases, strict=True))):
-        votes, selection = selector.select(rows, end, base)
+        votes, selection, _ = selector.select(rows, end, base)
         logits = torch.matmul(q_of_logits[:, :, rows], k_of_logits[:, :, :end].mT).sub_(selection[:, None])
         p = exp_(logits)
         d_v[:, :, :end] += torch.matmul(p.mT, d_o[:, :, rows])
@@ -255,9 +266,8 @@ def _backward(query, key, value, keys, settings, output, normalizer, bases, d_ou
         if settings.memory_tau is not None:
             counted = selection < settings.memory_tau
             d_selection -= counted * (d_memory[:, rows, None] / settings.memory_tau)
-        d_votes = add_earlier(d_selection.flip(1), remaining[:, :end]).flip(1)
+        d_votes, remaining[:, :end] = running_sums(d_selection, remaining[:, :end], reverse=True)
         d_a[:, settings.selection_head] += d_votes.mul_(votes > 0).mul_(settings.strength)
-        remaining[:, :end] += d_selection.sum(1)
         d_q[:, :, rows] = torch.matmul(d_a, k[:, :, :end])
         d_k[:, :, :end] += torch.matmul(d_a.mT, q[:, :, rows])
     groups = query.shape[2] // key.shape[2]

@@ -118,6 +118,15 @@ def test_blocks_are_the_equation_under_every_option(length, option):
     assert_blocks_are_naive(build(length=length), **OPTIONS[option](length))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_queries_leave_the_votes_as_they_are_and_gradients_of_zero(dtype):
+    inputs = build(length=0, past=5, dtype=dtype)
+    naive, blocks = (results(form, inputs, before=torch.rand(2, 5, dtype=dtype)) for form in FORMS)
+    for found in (naive, blocks):
+        assert found["output"].shape == (2, 0, 4, 8) and not found["key"].any()
+        torch.testing.assert_close(found["initial_selection"], weights(found["votes"]))
+
+
 @pytest.mark.parametrize(("length", "past"), [(1, 1), (1, 90), (3, 64), (70, 10), (65, 130)])
 @pytest.mark.parametrize("option", ["plain", *OPTIONS])
 def test_blocks_are_the_equation_after_a_past(length, past, option):
