@@ -66,7 +66,7 @@ def first_tokens(
     if is_real is None:
         is_real = torch.ones(shape, dtype=torch.bool, device=device)
     latest = torch.where(is_real, places, -1).cummax(-1).values
-    before = pad(latest[:, :-1], (1, 0), value=-1)  # the last token that is no padding before each one
+    before = torch.where(places == 0, -1, latest.roll(1, -1))  # the last token that is no padding before each one
     is_first = before < 0
     if document_ids is not None:
         is_first = is_first | (document_ids.gather(1, before.clamp(min=0)) != document_ids)

@@ -147,6 +147,7 @@ class TestUnderBudgets(TestSelectiveAttnForCausalLM):
     configs = BUDGETS
     test_every_config_field_is_accounted_for = test_config_field_changes_something = None
     test_torch_compile_for_training = None  # nothing is pruned in training
+    test_torch_export = None  # token by token, which an exporter unrolls for one length
 
     def visible(self, config, mask):
         return None
