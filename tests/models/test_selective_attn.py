@@ -8,8 +8,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from models.causal_lm_suite import CausalLMSuite
 from models.suite import FIRST_WORD, loss_and_gradients, pad, perturb
+from packaging.version import Version
 from torch import nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, set_seed
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, __version__, set_seed
 
 from leanformers.accounting import cache_bytes
 from leanformers.modeling.selective_attn import (
@@ -163,8 +164,13 @@ class TestUnderBudgets(TestSelectiveAttnForCausalLM):
 
     @pytest.mark.parametrize("kind", ["assistant", "prompt_lookup"])
     def test_assisted_decoding_matches_greedy_search(self, model, config, rows, kind):
-        with pytest.raises(ValueError, match="a cache that can be cropped"):
+        """Refused beforehand; older transformers find out at the first candidate that is rejected."""
+        try:
             super().test_assisted_decoding_matches_greedy_search(model, config, rows, kind)
+        except ValueError as error:
+            assert any(reason in str(error) for reason in ("a cache that can be cropped", "memory budget"))
+        else:
+            assert Version(__version__) < Version("5.23")
 
 
 # Votes and what is held
