@@ -385,6 +385,21 @@ def test_tokens_taken_back_leave_no_trace(fields, implementation, chunks, remove
     assert_close("logits", again.logits, step.logits[:, 1:])
 
 
+@pytest.mark.parametrize("fields", [{}, GROUPED, {"memory_budgets": [3, 5], "sliding_window": 6}], ids=str)
+@pytest.mark.parametrize("chunks", [[5, 7], [4, 1, 1, 6], [1] * 12], ids=len)
+def test_gradients_flow_through_the_cache(fields, chunks):
+    """Slots are overwritten, but not where the backward pass needs what was there."""
+    model, ids = small_model(**fields), words(2, 12)
+    model(ids, use_cache=False).logits.square().mean().backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    cache = DynamicCache(config=model.config)
+    logits = [model(chunk, past_key_values=cache).logits for chunk in ids.split(chunks, dim=1)]
+    torch.cat(logits, dim=1).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert_close(name, parameter.grad, expected[name])
+
+
 @torch.no_grad()
 def test_what_cannot_be_taken_back_is_told():
     model, ids = small_model(), words(1, 6)
