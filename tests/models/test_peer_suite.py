@@ -9,9 +9,17 @@ import sys
 import pytest
 import transformers
 
+OTHERS = {"DeLighT": 100, "DeLighTLM": 100, "FastWeight": 80, "SelectiveAttn": 100, "SelectiveAttnGQA": 100}
 
-@pytest.mark.parametrize("family", ["Anthe", "AntheTransformer"])
-def test_transformers_own_tests(family, root, shared, tmp_path):
+
+@pytest.mark.parametrize(
+    ("family", "least"),
+    [
+        *[(family, 100) for family in ("Anthe", "AntheTransformer")],
+        *[pytest.param(family, least, marks=pytest.mark.slow) for family, least in OTHERS.items()],
+    ],
+)
+def test_transformers_own_tests(family, least, root, shared, tmp_path):
     command = ["bash", "scripts/dev/peer_suite.sh", "--groups", "common,config,own", "--families", family]
     report = tmp_path / "report.json"
     run = subprocess.run(
@@ -30,5 +38,6 @@ def test_transformers_own_tests(family, root, shared, tmp_path):
     print(family, result["counts"])
     assert result["failures"] == {}
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    # 115 pass; many fewer would mean that the harness no longer recognises what it is given.
-    assert result["counts"]["passed"] >= 100
+    # 115 pass, 94 of a family without attention weights; many fewer would mean that the harness no longer recognises
+    # what it is given.
+    assert result["counts"]["passed"] >= least
