@@ -20,6 +20,7 @@ class CausalLMSuite(ModelSuite):
     """
 
     single_layer = {"num_hidden_layers": 1}
+    padding_has_weights = True  # whether attention weights of padding queries, too, sum to 1
     id_names = ("input_ids",)
 
     def draw_rows(self, config) -> list[list[int]]:
@@ -227,10 +228,10 @@ class CausalLMSuite(ModelSuite):
             assert not output.attentions
             return
         assert len(output.attentions) == config.num_hidden_layers
-        real = batch["attention_mask"].bool()
+        checked = torch.ones(3, 7, dtype=torch.bool) if self.padding_has_weights else batch["attention_mask"].bool()
         for weights in output.attentions:
             assert weights.shape == (3, config.num_attention_heads, 7, 7)
-            weights = weights.transpose(1, 2)[real]  # what padding reads is nobody's concern
+            weights = weights.transpose(1, 2)[checked]
             assert_close("sum", weights.sum(-1), torch.ones_like(weights[..., 0]))
-            assert not weights.masked_select(~visible[real][:, None]).any()
-            assert weights.masked_select(visible[real][:, None]).all()
+            assert not weights.masked_select(~visible[checked][:, None]).any()
+            assert weights.masked_select(visible[checked][:, None]).all()

@@ -112,6 +112,7 @@ class TestSelectiveAttnForCausalLM(CausalLMSuite):
         "eos_token_id": ({}, list(range(VOCAB_SIZE))),
     }
     fixed_buffers = ("inv_freq",)
+    padding_has_weights = False  # it reads nothing
     configs = CONFIGS
 
     def pytest_generate_tests(self, metafunc):
