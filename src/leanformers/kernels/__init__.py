@@ -1,0 +1,68 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""
+GPU kernels in Triton, the third form of the operators in `modeling/`, with the same signatures.
+
+The operators take them on CUDA by themselves. An operator's argument `backend`, and for all of them the environment
+variable `LEANFORMERS_KERNELS`, say otherwise:
+
+    auto     the kernel where it applies, else torch (the default)
+    triton   the kernel, or an error that says why it does not apply
+    torch    never a kernel
+
+With `TRITON_INTERPRET=1`, set before triton is first imported, kernels run on the CPU as well, slowly, when `triton` is
+asked for.
+"""
+
+import logging
+import os
+from functools import cache
+from importlib.util import find_spec
+
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "triton", "torch")
+ENVIRONMENT_VARIABLE = "LEANFORMERS_KERNELS"
+
+
+def use_kernel(name: str, tensor: Tensor, backend: str | None = None, obstacle: str | None = None) -> bool:
+    """
+    Whether the kernel `name` runs; which path does is logged once.
+
+    Args:
+        name (`str`): of the operator, for the log and for errors.
+        tensor (`torch.Tensor`): one of the inputs, which tells the device.
+        backend (`str`, *optional*): one of `BACKENDS`; by default what the environment says.
+        obstacle (`str`, *optional*): why the kernel cannot take these inputs, if it cannot.
+
+    Raises:
+        `ValueError`: if the backend is unknown, or is "triton" and the kernel does not apply.
+    """
+    wanted = backend or os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    if wanted not in BACKENDS:
+        where = "backend" if backend else ENVIRONMENT_VARIABLE
+        raise ValueError(f"{where} must be one of {', '.join(BACKENDS)}, got {wanted!r}.")
+    if wanted == "torch" or (wanted == "auto" and not tensor.is_cuda):
+        return False
+    obstacle = obstacle or _missing(tensor.is_cuda)
+    if obstacle is None:
+        _log_once(name, "its Triton kernel")
+    elif wanted == "triton":
+        raise ValueError(f"{name} has no kernel for this: {obstacle}.")
+    else:
+        _log_once(name, f"torch, as {obstacle}")
+    return obstacle is None
+
+
+def _missing(is_cuda: bool) -> str | None:
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if not is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return "tensors are on the CPU and TRITON_INTERPRET is not 1"
+    return None
+
+
+@cache
+def _log_once(name: str, path: str) -> None:
+    logger.info("%s runs as %s.", name, path)
