@@ -9,8 +9,8 @@ variable `LEANFORMERS_KERNELS`, say otherwise:
     triton   the kernel, or an error that says why it does not apply
     torch    never a kernel
 
-With `TRITON_INTERPRET=1`, set before triton is first imported, kernels run on the CPU as well, slowly, when `triton` is
-asked for.
+With `TRITON_INTERPRET=1`, set before triton is first imported, kernels run on the CPU as well, slowly, when `triton`
+is asked for.
 """
 
 import logging
