@@ -101,7 +101,7 @@ _ALL = (
             "AutoModelForCausalLM": "DeLighTForCausalLM",
         },
         presets=(
-            *("tiny", "small", "lm_tiny", "lm_small"),
+            *("tiny", "small", "lm_tiny", "lm_small", "lm_100m"),
             *(f"wmt14_en_de_{width}" for width in (128, 256, 384, 512, 640)),
             *(f"wmt14_en_fr_{width}" for width in (128, 256, 384, 512, 640)),
             *(f"wmt16_en_ro_{width}" for width in (128, 256, 384, 512, 640)),
@@ -121,7 +121,7 @@ _ALL = (
             "AutoModelForSequenceClassification": "FastWeightForSequenceClassification",
         },
         presets=(
-            *("tiny", "small", "small_sum", "small_softmax"),
+            *("tiny", "small", "small_sum", "small_softmax", "100m"),
             *("wikitext103_small", "wikitext103_small_sum", "wikitext103_small_dpfp"),
             *("wikitext103_medium", "wikitext103_medium_sum", "wikitext103_medium_dpfp"),
             "wikitext103_medium_full_context",

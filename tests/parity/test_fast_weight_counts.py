@@ -55,7 +55,8 @@ def test_totals(build, preset):
 
 
 @pytest.mark.parametrize(
-    ("preset", "parameters"), [("small", 5_207_552), ("small_sum", 5_203_456), ("small_softmax", 5_203_456)]
+    ("preset", "parameters"),
+    [("small", 5_207_552), ("small_sum", 5_203_456), ("small_softmax", 5_203_456), ("100m", 100_262_400)],
 )
 def test_totals_of_the_presets_that_are_measured(build, preset, parameters):
     assert count_parameters(build(preset)) == parameters
