@@ -63,6 +63,24 @@ def _missing(is_cuda: bool) -> str | None:
     return None
 
 
+def _mend_interpreter() -> None:
+    """Let the interpreter of Triton 3.6 take bounds of loops from arrays of one number, which NumPy 2.4 refuses."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, *scope):
+        patch(tensor, *scope)
+        set_attribute = scope[0].set_attr if scope else setattr
+        set_attribute(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
+
+
+if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None:
+    _mend_interpreter()
+
+
 @cache
 def _log_once(name: str, path: str) -> None:
     logger.info("%s runs as %s.", name, path)
