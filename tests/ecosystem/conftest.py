@@ -29,6 +29,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(fixture, chosen, ids=[subject.name for subject in chosen])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group, row and column of the table, into the report that `--junitxml` writes; here and in no fixture, so that
+    tests that are skipped have them as well."""
+    for item in items:
+        marker = item.get_closest_marker("tool")
+        if marker is not None:
+            group, row = marker.args
+            (kind,) = KINDS.keys() & set(item.fixturenames)
+            subject = item.callspec.params[kind]
+            item.user_properties += [("group", group), ("row", row), ("subject", subject.name)]
+
+
 class Verdict:
     """What a test found beside "works"."""
 
@@ -47,17 +59,6 @@ class Verdict:
 @pytest.fixture
 def verdict(request: pytest.FixtureRequest) -> Verdict:
     return Verdict(request.node.user_properties)
-
-
-@pytest.fixture(autouse=True)
-def record_row(request: pytest.FixtureRequest) -> None:
-    """Group, row and column of the table, into the report that `--junitxml` writes."""
-    marker, used = request.node.get_closest_marker("tool"), KINDS.keys() & set(request.fixturenames)
-    if marker is not None:
-        group, row = marker.args
-        (kind,) = used
-        subject = request.node.callspec.params[kind]
-        request.node.user_properties += [("group", group), ("row", row), ("subject", subject.name)]
 
 
 @pytest.fixture(scope="session")
