@@ -121,6 +121,16 @@ def decoder_masks(
     }
 
 
+def check_not_packed(position_ids=None, seq_idx=None, cu_seq_lens_q=None, **kwargs) -> None:
+    """What tells packed documents apart would be ignored here, and they would read each other."""
+    for name, value in (("position_ids", position_ids), ("seq_idx", seq_idx), ("cu_seq_lens_q", cu_seq_lens_q)):
+        if value is not None:
+            raise ValueError(
+                f"An encoder-decoder counts its positions itself, for one text a row: it takes no `{name}`. Pad "
+                "instead of packing, as DataCollatorForSeq2Seq does."
+            )
+
+
 class AntheEmbeddings(nn.Module):
     """Token table, positions and soft positions: `[batch, length]` -> `[batch, length, hidden_size]`."""
 
@@ -639,6 +649,7 @@ class AntheModel(AnthePreTrainedModel):
                 ids, `[batch, length, embedding_size]`.
             use_cache (`bool`, *optional*): return `past_key_values`.
         """
+        check_not_packed(**kwargs)
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs

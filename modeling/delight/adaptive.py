@@ -94,7 +94,7 @@ class AdaptiveLogSoftmax(nn.Module):
     def tail_scores(self, hidden_states: torch.Tensor, embedding: AdaptiveEmbedding, tail: int) -> torch.Tensor:
         """Scores `[..., size of band tail + 1]` of the words of one other band."""
         if self.tie_projections:
-            projected = hidden_states @ embedding.projections[tail + 1].weight
+            projected = project_back(hidden_states, embedding.projections[tail + 1])
         else:
             projected = self.tail_projections[tail](hidden_states)
         projected = self.dropout(projected)
@@ -140,6 +140,14 @@ class AdaptiveLogSoftmax(nn.Module):
             losses.append(_negative_log_likelihood(scores, labels[inside] - start))
         losses.append(_negative_log_likelihood(self.head_scores(hidden_states, embedding), targets))
         return sum(losses) / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+
+def project_back(hidden_states: torch.Tensor, projection: nn.Module) -> torch.Tensor:
+    """`hidden_states` `[..., out_features]` times the matrix of `projection`, adapters and quantisation included."""
+    if type(projection) is nn.Linear:
+        return hidden_states @ projection.weight
+    rows = torch.eye(projection.in_features, dtype=hidden_states.dtype, device=hidden_states.device)
+    return hidden_states @ projection(rows).T
 
 
 def _log_softmax(scores: torch.Tensor) -> torch.Tensor:

@@ -74,6 +74,22 @@ def positions_of(attention_mask: torch.Tensor | None, inputs: torch.Tensor, past
     return position_ids.masked_fill(attention_mask == 0, -1)[:, -length:]
 
 
+def packed_positions(
+    inputs: torch.Tensor, seq_idx: torch.Tensor | None = None, cu_seq_lens_q: torch.Tensor | None = None, **kwargs
+) -> torch.LongTensor | None:
+    """
+    Position ids `[batch, length]` of packed documents, told otherwise than by positions: by their numbers `seq_idx`
+    `[batch, length]`, which rise, or by where they begin and end, `cu_seq_lens_q` `[documents + 1]`. None without them.
+    """
+    if seq_idx is None and cu_seq_lens_q is None:
+        return None
+    places = torch.arange(inputs.shape[1], device=inputs.device)
+    if seq_idx is None:
+        seq_idx = torch.searchsorted(cu_seq_lens_q, places.to(cu_seq_lens_q.dtype), right=True)[None]
+    numbers = seq_idx.contiguous()
+    return places - torch.searchsorted(numbers, numbers)
+
+
 def decoder_masks(
     config: DeLighTConfig,
     inputs_embeds: torch.Tensor,
@@ -94,6 +110,16 @@ def decoder_masks(
         past_length = 0 if cache is None else cache.get_seq_length()
         position_ids = positions_of(attention_mask, inputs_embeds, past_length)
     return {"position_ids": position_ids, "causal_mask": causal_mask}
+
+
+def check_not_packed(position_ids=None, seq_idx=None, cu_seq_lens_q=None, **kwargs) -> None:
+    """What tells packed documents apart would be ignored here, and they would read each other."""
+    for name, value in (("position_ids", position_ids), ("seq_idx", seq_idx), ("cu_seq_lens_q", cu_seq_lens_q)):
+        if value is not None:
+            raise ValueError(
+                f"An encoder-decoder counts its positions itself, for one text a row: it takes no `{name}`. Pad "
+                "instead of packing, as DataCollatorForSeq2Seq does."
+            )
 
 
 def block_units(config: DeLighTConfig, is_encoder: bool) -> list[DExTra]:
@@ -425,6 +451,8 @@ class DeLighTDecoder(DeLighTPreTrainedModel):
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         self.embeddings.check_length(past_length + inputs.shape[1])
+        if position_ids is None:
+            position_ids = packed_positions(inputs, **kwargs)
         masks = attention_mask
         if not isinstance(masks, dict):
             # Only shape, dtype and device of the embeddings matter to the mask; they are not computed yet.
@@ -528,6 +556,7 @@ class DeLighTModel(DeLighTPreTrainedModel):
             position_ids (`torch.LongTensor`, *optional*): `[batch, length]`, of a decoder-only model; where they
                 restart, another document begins.
             use_cache (`bool`, *optional*): return `past_key_values`.
+            seq_idx, cu_seq_lens_q (`torch.Tensor`, *optional*): see `packed_positions`; in place of `position_ids`.
         """
         if not self.config.is_encoder_decoder:
             return self.decoder(
@@ -539,8 +568,7 @@ class DeLighTModel(DeLighTPreTrainedModel):
                 use_cache=use_cache,
                 **kwargs,
             )
-        if position_ids is not None:
-            raise ValueError("An encoder-decoder counts its positions itself: it takes no `position_ids`.")
+        check_not_packed(position_ids=position_ids, **kwargs)
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs

@@ -40,7 +40,14 @@ from .delta_rule import has_kernel
 from .feature_maps import Favor, build_feature_map, normalize_features
 from .memory_cache import CACHE_NAME, FastWeightLayer, accept_cache
 from .normalized_rules import normalized_rule
-from .positions import documents_of, forward_positions, last_columns, reversed_positions, sinusoidal_positions
+from .positions import (
+    documents_of,
+    forward_positions,
+    last_columns,
+    packed_positions,
+    reversed_positions,
+    sinusoidal_positions,
+)
 from .softmax_attention import SoftmaxAttention
 
 logger = logging.get_logger(__name__)
@@ -297,6 +304,7 @@ class FastWeightModel(FastWeightPreTrainedModel):
             inputs_embeds (`torch.FloatTensor`, *optional*): rows of the token table instead of `input_ids`,
                 `[batch, length, hidden_size]`.
             use_cache (`bool`, *optional*): return `past_key_values`.
+            seq_idx, cu_seq_lens_q (`torch.Tensor`, *optional*): see `packed_positions`; in place of `position_ids`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass either `input_ids` or `inputs_embeds`, and not both.")
@@ -305,6 +313,8 @@ class FastWeightModel(FastWeightPreTrainedModel):
         self._check_cache(past_key_values)
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         self._check_mask(attention_mask, inputs_embeds.shape[1], past_length)
+        if position_ids is None:
+            position_ids = packed_positions(inputs_embeds, **kwargs)
         document_ids = documents_of(position_ids, attention_mask, past_key_values, inputs_embeds.shape[0])
         mask = self._mask(inputs_embeds, attention_mask, past_key_values, position_ids)
         if use_cache and past_key_values is None:  # after the mask: documents are told apart only without a cache

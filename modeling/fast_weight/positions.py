@@ -41,6 +41,22 @@ def last_columns(tensor: torch.Tensor, length: int) -> torch.Tensor:
     return tensor[:, tensor.shape[1] - length :]
 
 
+def packed_positions(
+    inputs: torch.Tensor, seq_idx: torch.Tensor | None = None, cu_seq_lens_q: torch.Tensor | None = None, **kwargs
+) -> torch.LongTensor | None:
+    """
+    Position ids `[batch, length]` of packed documents, told otherwise than by positions: by their numbers `seq_idx`
+    `[batch, length]`, which rise, or by where they begin and end, `cu_seq_lens_q` `[documents + 1]`. None without them.
+    """
+    if seq_idx is None and cu_seq_lens_q is None:
+        return None
+    places = torch.arange(inputs.shape[1], device=inputs.device)
+    if seq_idx is None:
+        seq_idx = torch.searchsorted(cu_seq_lens_q, places.to(cu_seq_lens_q.dtype), right=True)[None]
+    numbers = seq_idx.contiguous()
+    return places - torch.searchsorted(numbers, numbers)
+
+
 def documents_of(
     position_ids: torch.LongTensor | None,
     attention_mask: torch.Tensor | None,

@@ -36,7 +36,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_layer import SelectiveAttnAttention, SelectiveAttnRMSNorm, SelectiveAttnRotaryEmbedding
 from .configuration_selective_attn import SelectiveAttnConfig
 from .pruning_cache import CACHE_NAME, SelectiveAttentionLayer, accept_cache
-from .visible_keys import documents_of
+from .visible_keys import documents_of, packed_positions
 
 
 @dataclass
@@ -188,6 +188,7 @@ class SelectiveAttnModel(SelectiveAttnPreTrainedModel):
             inputs_embeds (`torch.FloatTensor`, *optional*): rows of the token table instead of `input_ids`,
                 `[batch, length, hidden_size]`.
             use_cache (`bool`, *optional*): return `past_key_values`.
+            seq_idx, cu_seq_lens_q (`torch.Tensor`, *optional*): see `packed_positions`; in place of `position_ids`.
             output_selections, output_memories (`bool`, *optional*): see `SelectiveAttnModelOutput`. The former needs
                 `attn_implementation="eager"`.
         """
@@ -198,6 +199,8 @@ class SelectiveAttnModel(SelectiveAttnPreTrainedModel):
         self._check_cache(past_key_values)
         self._check_mask(attention_mask, inputs_embeds.shape[1])
         self._check_outputs(kwargs)
+        if position_ids is None:
+            position_ids = packed_positions(inputs_embeds, **kwargs)
         if position_ids is None:
             position_ids = positions_of(attention_mask, inputs_embeds, past_key_values)
             document_ids = None

@@ -73,6 +73,22 @@ def first_tokens(
     return is_real & is_first
 
 
+def packed_positions(
+    inputs: Tensor, seq_idx: Tensor | None = None, cu_seq_lens_q: Tensor | None = None, **kwargs
+) -> Tensor | None:
+    """
+    Position ids `[batch, length]` of packed documents, told otherwise than by positions: by their numbers `seq_idx`
+    `[batch, length]`, which rise, or by where they begin and end, `cu_seq_lens_q` `[documents + 1]`. None without them.
+    """
+    if seq_idx is None and cu_seq_lens_q is None:
+        return None
+    places = torch.arange(inputs.shape[1], device=inputs.device)
+    if seq_idx is None:
+        seq_idx = torch.searchsorted(cu_seq_lens_q, places.to(cu_seq_lens_q.dtype), right=True)[None]
+    numbers = seq_idx.contiguous()
+    return places - torch.searchsorted(numbers, numbers)
+
+
 def documents_of(
     position_ids: Tensor | None, attention_mask: Tensor | None, past_key_values: Cache | None, batch_size: int
 ) -> Tensor | None:

@@ -87,8 +87,6 @@ ADAPTIVE_SKIPS = {
 }
 ADAPTIVE_TABLE_SKIPS = {
     "test_model_get_set_embeddings": "adaptive tables are several, and no nn.Embedding",
-    "test_own_peft_lora": "all-linear also adapts projections that the tied softmax reads transposed, so that merging "
-    "moves both; the family's own LoRA targets leave them alone, and DeLighTLM passes it",
 }
 
 
