@@ -78,7 +78,7 @@ def packed_positions(
 ) -> Tensor | None:
     """
     Position ids `[batch, length]` of packed documents, told otherwise than by positions: by their numbers `seq_idx`
-    `[batch, length]`, which rise, or by where they begin and end, `cu_seq_lens_q` `[documents + 1]`. None without them.
+    `[batch, length]`, which rise, or by where they begin and end, `cu_seq_lens_q` `[documents + 1]`. Without, None.
     """
     if seq_idx is None and cu_seq_lens_q is None:
         return None
