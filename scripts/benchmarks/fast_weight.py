@@ -184,9 +184,9 @@ def decoding(settings: Settings) -> Iterator[Case]:
         )
 
 
-def steps(model: PreTrainedModel, cache: DynamicCache, settings: Settings) -> Callable[[], None]:
+def steps(model: PreTrainedModel, cache: DynamicCache, settings: Settings, batch_size: int = 1) -> Callable[[], None]:
     """`new_tokens` steps; a cache that grows does so in copies, so that every call begins at the same length."""
-    token = random_tokens(model, 1, 1)
+    token = random_tokens(model, batch_size, 1)
 
     @torch.no_grad()
     def call() -> None:

@@ -17,23 +17,40 @@ BENCHMARKS = {
     "delight_memory": "delight:memory",
     "delight_dextra": "dextra:depths",
     "delight_dextra_compiled": "dextra:compiled",
+    "delight_lm_training": "language_models:training",
     "fast_weight_delta_rule": "delta_rule:lengths",
     "fast_weight_training": "fast_weight:training",
     "fast_weight_prefill": "fast_weight:prefill",
     "fast_weight_decoding": "fast_weight:decoding",
     "fast_weight_memory": "fast_weight:memory",
+    "fast_weight_lm_training": "language_models:training",
     "selective_attn_operator": "selective_attn:operator",
     "selective_attn_training": "selective_attn:training",
     "selective_attn_prefill": "selective_attn:prefill",
     "selective_attn_decoding": "selective_attn:decoding",
     "selective_attn_generation": "selective_attn:generation",
+    "selective_attn_kernel": "gpu_kernels:selective_attention",
+    "selective_attn_lm_training": "language_models:training",
+    "selective_attn_lm_decoding": "language_models:decoding",
 }
-# What is measured of a family unless --preset says otherwise.
+# What is measured of a family, or in one benchmark, unless --preset says otherwise; with --quick the second.
 PRESETS = {
     "anthe": ("anthe_base",),
     "delight": ("wmt14_en_de_640", "wmt14_en_de_512"),
+    "delight_lm_training": ("lm_100m",),
     "fast_weight": ("small",),
     "selective_attn": ("small",),
+}
+QUICK_PRESETS = {"delight_lm_training": "lm_tiny"}
+# All that needs a GPU, the most important first: benchmark, preset, dtype.
+SUITES = {
+    "gpu": (
+        ("selective_attn_kernel", None, "bfloat16"),
+        ("selective_attn_lm_training", "100m", "bfloat16"),
+        ("fast_weight_lm_training", "100m", "bfloat16"),
+        ("selective_attn_lm_decoding", "100m", "bfloat16"),
+        ("delight_lm_training", "lm_100m", "bfloat16"),
+    ),
 }
 
 
@@ -62,6 +79,7 @@ class Case:
         tokens: what one call gets done, for tokens per second.
         models: what each contender is, for the record.
         most_repeats: a limit for measurements that hardly vary and cost a process each.
+        errors: computes the errors of those contenders that are forms of one operator.
     """
 
     name: str
@@ -71,11 +89,19 @@ class Case:
     tokens: int | None = None
     models: dict[str, dict] = field(default_factory=dict)
     most_repeats: int | None = None
+    errors: Callable[[], dict[str, dict[str, float]]] | None = None
 
 
 def family_of(name: str) -> str:
     """The family that a benchmark measures, which its name begins with."""
     return next(family for family in PRESETS if name.startswith(f"{family}_"))
+
+
+def presets_of(name: str, quick: bool) -> tuple[str, ...]:
+    """Names of the presets that a benchmark measures by default."""
+    if quick:
+        return (QUICK_PRESETS.get(name, "tiny"),)
+    return PRESETS.get(name) or PRESETS[family_of(name)]
 
 
 def cases(name: str, settings: Settings) -> Iterable[Case]:

@@ -5,9 +5,13 @@
     python scripts/benchmarks/run.py --bench anthe_training --base main   # the same on another commit, and the ratio
     python scripts/benchmarks/run.py --bench fast_weight_training fast_weight_decoding --longest 4096
     python scripts/benchmarks/run.py --bench delight_dextra --preset configs/model/delight/wmt14_en_de_640.json
+    python scripts/benchmarks/run.py --suite gpu --device cuda --json out.json    # all that needs a GPU, in 8 minutes
 
 Each sample of a contender is followed by one of the other, so that a noisy machine hits both. Reported are medians
 with quartiles. A cost ratio is ours over the peer's, in time or memory: below 1 is better.
+
+A suite first runs the tests of the kernels, then benchmarks as long as its time lasts, the most important ones first.
+What was measured is written after each case, so that a run that is cut short has lost nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +28,10 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from registry import BENCHMARKS, PRESETS, Case, Settings, cases, family_of
+from registry import BENCHMARKS, SUITES, Case, Settings, cases, family_of, presets_of
 
 import leanformers.modeling
 
@@ -52,9 +57,17 @@ FULL = {
 }
 
 
+NOT_SIZES = ("repeats", "warmup")
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bench", nargs="+", choices=sorted(BENCHMARKS), default=sorted(BENCHMARKS))
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--bench", nargs="+", choices=sorted(BENCHMARKS), default=sorted(BENCHMARKS))
+    what.add_argument("--suite", choices=sorted(SUITES), help="benchmarks with the presets and dtypes they are for")
+    parser.add_argument(
+        "--time-limit", type=int, default=440, metavar="SECONDS", help="after which a suite begins no new case (440)"
+    )
     parser.add_argument(
         "--preset",
         type=Path,
@@ -75,6 +88,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             setattr(arguments, name, default)
         elif getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(arguments, name)}")
+    if arguments.suite and (arguments.preset or arguments.base):
+        parser.error("--suite has presets of its own, and takes neither --preset nor --base")
+    if arguments.suite and not arguments.device.startswith("cuda") and not arguments.quick:
+        parser.error("--suite gpu needs --device cuda; --quick shows on a CPU that it runs")
     if arguments.preset is not None:
         check_preset(parser, arguments)
     return arguments
@@ -89,13 +106,30 @@ def check_preset(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error(f"--preset {arguments.preset} is of {model_type}, which {', '.join(others)} do not measure")
 
 
-def presets(name: str, arguments: argparse.Namespace) -> list[Path]:
-    """Configurations that a benchmark runs on."""
+class Entry(NamedTuple):
+    """One benchmark of a run, on one model."""
+
+    bench: str
+    preset: Path
+    dtype: str
+
+
+def entries(arguments: argparse.Namespace) -> list[Entry]:
+    """All that is to run: of each benchmark every preset, or what the suite names."""
+
+    def path(bench: str, preset: str) -> Path:
+        return ROOT / "configs" / "model" / family_of(bench) / f"{preset}.json"
+
     if arguments.preset is not None:
-        return [arguments.preset.resolve()]
-    family = family_of(name)
-    names = ("tiny",) if arguments.quick else PRESETS[family]
-    return [ROOT / "configs" / "model" / family / f"{preset}.json" for preset in names]
+        return [Entry(name, arguments.preset.resolve(), arguments.dtype) for name in arguments.bench]
+    chosen = (
+        SUITES[arguments.suite] if arguments.suite else [(name, None, arguments.dtype) for name in arguments.bench]
+    )
+    return [
+        Entry(name, path(name, one), dtype)
+        for name, preset, dtype in chosen
+        for one in ([preset] if preset and not arguments.quick else presets_of(name, arguments.quick))
+    ]
 
 
 def measure(case: Case, warmup: int, repeats: int, device: str) -> dict:
@@ -119,6 +153,7 @@ def measure(case: Case, warmup: int, repeats: int, device: str) -> dict:
         "tokens_per_call": case.tokens,
         "repeats": repeats,
         "contenders": contenders,
+        **({} if case.errors is None else {"errors": case.errors()}),
         "cost_ratios": {peer: contenders[ours]["cost"] / contenders[peer]["cost"] for peer in peers},
         "models": case.models,
     }
@@ -178,17 +213,40 @@ def git(*command: str) -> str | None:
 
 
 def run(arguments: argparse.Namespace) -> dict:
+    """Measures everything, and writes the report after each case."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    sizes = {name: getattr(arguments, name) for name in FULL if name not in ("repeats", "warmup")}
-    results = []
-    for name, preset in [(bench, preset) for bench in arguments.bench for preset in presets(bench, arguments)]:
-        settings = Settings(str(preset), arguments.device, arguments.dtype, arguments.threads, **sizes)
+    start, sizes = time.monotonic(), {name: getattr(arguments, name) for name in FULL if name not in NOT_SIZES}
+    report = {**environment(arguments), "quick": arguments.quick, "warmup": arguments.warmup, "results": []}
+    if arguments.suite:
+        report |= {"suite": arguments.suite, "tests": kernel_tests(arguments), "left_out": []}
+    for name, preset, dtype in entries(arguments):
+        settings = Settings(str(preset), arguments.device, dtype, arguments.threads, **sizes)
+        about = {"bench": name, "preset": preset.stem, "dtype": dtype}
         for case in cases(name, settings):
-            result = measure(case, arguments.warmup, arguments.repeats, arguments.device)
-            results.append({"bench": name, "preset": preset.stem, "dtype": arguments.dtype, **result})
-            print(table_row(results[-1]), flush=True)
-    return {**environment(arguments), "quick": arguments.quick, "warmup": arguments.warmup, "results": results}
+            if arguments.suite and time.monotonic() - start > arguments.time_limit:
+                report["left_out"].append({**about, "from": case.name})
+                break
+            report["results"].append({**about, **measure(case, arguments.warmup, arguments.repeats, arguments.device)})
+            print(table_row(report["results"][-1]), flush=True)
+            write(report, arguments.json)
+    return report
+
+
+def kernel_tests(arguments: argparse.Namespace) -> dict:
+    """The tests of the kernels on this device, which must pass before a time means anything."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"]
+    if arguments.quick:
+        command.append("--collect-only")
+    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(result.stdout[-2000:], flush=True)
+    return {"passed": result.returncode == 0, "output": result.stdout.strip().splitlines()[-1:]}
+
+
+def write(report: dict, path: Path | None) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def table_row(result: dict) -> str:
@@ -199,6 +257,8 @@ def table_row(result: dict) -> str:
         lines.append(f"  {name:<12}{contender['median']:>12,.1f} {result['unit']}  [{low:,.1f} .. {high:,.1f}]")
     what = "memory" if result["tokens_per_call"] is None else "time"
     lines += [f"  {what} over {peer}'s: {ratio:.3f}" for peer, ratio in result["cost_ratios"].items()]
+    for name, found in result.get("errors", {}).items():
+        lines.append(f"  error of {name}: " + ", ".join(f"{what} {error:.1e}" for what, error in found.items()))
     return "\n".join(lines)
 
 
@@ -256,9 +316,7 @@ def main(argv: list[str] | None = None) -> None:
         for entry in report["base"]["ratios"]:
             ratios = ", ".join(f"{name} {ratio:.3f}" for name, ratio in entry["cost_over_base"].items())
             print(f"{entry['case']}: cost over {arguments.base}'s: {ratios}")
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    write(report, arguments.json)
 
 
 if __name__ == "__main__":
