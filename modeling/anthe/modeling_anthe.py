@@ -121,6 +121,17 @@ def decoder_masks(
     }
 
 
+def check_source_mask(encoder_attention_mask: torch.Tensor | None, encoder_hidden_states: torch.Tensor) -> None:
+    """A mask of one column, as `generate(prefill_chunk_size=...)` cuts it, would hold for every source token."""
+    if encoder_attention_mask is None or encoder_attention_mask.dim() != 2 or torch.compiler.is_compiling():
+        return
+    if encoder_attention_mask.shape[1] != encoder_hidden_states.shape[1]:
+        raise ValueError(
+            f"`attention_mask` is of the source and must be as long, {encoder_hidden_states.shape[1]} tokens, got "
+            f"{list(encoder_attention_mask.shape)}. `prefill_chunk_size` is for decoder-only models: leave it out."
+        )
+
+
 def check_not_packed(position_ids=None, seq_idx=None, cu_seq_lens_q=None, **kwargs) -> None:
     """What tells packed documents apart would be ignored here, and they would read each other."""
     for name, value in (("position_ids", position_ids), ("seq_idx", seq_idx), ("cu_seq_lens_q", cu_seq_lens_q)):
@@ -560,6 +571,7 @@ class AntheDecoder(AnthePreTrainedModel):
             inputs_embeds = self.embeddings.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        check_source_mask(encoder_attention_mask, encoder_hidden_states)
         past_inputs = self._convolution_inputs(past_key_values)
         masks = attention_mask
         if not isinstance(masks, dict):
@@ -701,6 +713,12 @@ class AntheForSeq2SeqLM(AnthePreTrainedModel, GenerationMixin):
     def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values=None, **kwargs):
         """`generate` calls this ahead of a compiled step, whose inputs must not grow as a 2D mask does."""
         return decoder_masks(config, inputs_embeds, attention_mask, past_key_values)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        raise ValueError(
+            "Continuous batching (`generate_batch`) is for decoder-only models: use `generate` with a padded batch, "
+            "whose rows do not change each other."
+        )
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """Labels `[batch, length]` one step later, behind `decoder_start_token_id`; -100 becomes padding."""

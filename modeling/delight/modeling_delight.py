@@ -23,6 +23,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -45,6 +46,8 @@ from .embeddings import DeLighTEmbeddings
 
 # transformers 5.24 renamed `past_key_values`.
 CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+# Before, the pages of continuous batching were for attention functions alone.
+CACHES = (Cache, PagedAttentionCache) if CACHE_NAME == "cache" else (Cache,)
 
 
 def accept_cache(forward: Callable) -> Callable:
@@ -110,6 +113,17 @@ def decoder_masks(
         past_length = 0 if cache is None else cache.get_seq_length()
         position_ids = positions_of(attention_mask, inputs_embeds, past_length)
     return {"position_ids": position_ids, "causal_mask": causal_mask}
+
+
+def check_source_mask(encoder_attention_mask: torch.Tensor | None, encoder_hidden_states: torch.Tensor) -> None:
+    """A mask of one column, as `generate(prefill_chunk_size=...)` cuts it, would hold for every source token."""
+    if encoder_attention_mask is None or encoder_attention_mask.dim() != 2 or torch.compiler.is_compiling():
+        return
+    if encoder_attention_mask.shape[1] != encoder_hidden_states.shape[1]:
+        raise ValueError(
+            f"`attention_mask` is of the source and must be as long, {encoder_hidden_states.shape[1]} tokens, got "
+            f"{list(encoder_attention_mask.shape)}. `prefill_chunk_size` is for decoder-only models: leave it out."
+        )
 
 
 def check_not_packed(position_ids=None, seq_idx=None, cu_seq_lens_q=None, **kwargs) -> None:
@@ -210,7 +224,8 @@ class DeLighTAttention(nn.Module):
             query, key, value = self.qkv_proj(hidden_states)[:, None].chunk(3, dim=-1)
             cache = getattr(past_key_values, "self_attention_cache", past_key_values)
             if cache is not None:
-                key, value = cache.update(key, value, self.layer_idx)
+                # A paged cache reads its places there, and writes what the attention needs.
+                key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)
         else:
             query = self.q_proj(hidden_states)[:, None]
             key, value = self._cross_states(key_value_states, past_key_values)
@@ -449,8 +464,7 @@ class DeLighTDecoder(DeLighTPreTrainedModel):
         """
         self._check_inputs(input_ids, inputs_embeds, encoder_hidden_states, past_key_values)
         inputs = input_ids if inputs_embeds is None else inputs_embeds
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        self.embeddings.check_length(past_length + inputs.shape[1])
+        self.embeddings.check_length(self._text_length(inputs, position_ids, past_key_values))
         if position_ids is None:
             position_ids = packed_positions(inputs, **kwargs)
         masks = attention_mask
@@ -465,6 +479,7 @@ class DeLighTDecoder(DeLighTPreTrainedModel):
         hidden_states = self.embeddings(input_ids, inputs_embeds, masks["position_ids"])
         encoder_mask = None
         if encoder_hidden_states is not None:
+            check_source_mask(encoder_attention_mask, encoder_hidden_states)
             encoder_mask = create_bidirectional_mask(
                 config=self.config,
                 inputs_embeds=hidden_states,
@@ -487,6 +502,13 @@ class DeLighTDecoder(DeLighTPreTrainedModel):
             last_hidden_state=hidden_states, **{CACHE_NAME: past_key_values}
         )
 
+    def _text_length(self, inputs, position_ids, past_key_values) -> int:
+        if past_key_values is None:
+            return inputs.shape[1]
+        if isinstance(past_key_values, PagedAttentionCache):  # holds many texts
+            return int(position_ids.max()) + 1
+        return past_key_values.get_seq_length() + inputs.shape[1]
+
     def _check_inputs(self, input_ids, inputs_embeds, encoder_hidden_states, past_key_values) -> None:
         prefix = "decoder_" if self.config.is_encoder_decoder else ""
         if (input_ids is None) == (inputs_embeds is None):
@@ -494,7 +516,7 @@ class DeLighTDecoder(DeLighTPreTrainedModel):
         if (encoder_hidden_states is None) == self.config.is_encoder_decoder:
             need = "needs" if self.config.is_encoder_decoder else "takes no"
             raise ValueError(f"A decoder with is_encoder_decoder={bool(prefix)} {need} `encoder_hidden_states`.")
-        kind, name = (EncoderDecoderCache, "an EncoderDecoderCache") if prefix else (Cache, "a Cache")
+        kind, name = (EncoderDecoderCache, "an EncoderDecoderCache") if prefix else (CACHES, "a Cache")
         if past_key_values is not None and not isinstance(past_key_values, kind):
             raise ValueError(
                 f"`past_key_values` must be {name}, got {type(past_key_values).__name__}: build it of "
@@ -630,6 +652,12 @@ class DeLighTForConditionalGeneration(DeLighTPreTrainedModel, GenerationMixin):
     def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values=None, **kwargs):
         """`generate` calls this ahead of a compiled step, whose inputs must not grow as a 2D mask does."""
         return decoder_masks(config, inputs_embeds, attention_mask, past_key_values)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        raise ValueError(
+            "Continuous batching (`generate_batch`) is for decoder-only models: use `generate` with a padded batch, "
+            "whose rows do not change each other."
+        )
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """Labels `[batch, length]` one step later, behind `decoder_start_token_id`; -100 becomes padding."""

@@ -429,6 +429,12 @@ class FastWeightForCausalLM(FastWeightPreTrainedModel, GenerationMixin):
             )
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
+    def init_continuous_batching(self, *args, **kwargs):
+        raise ValueError(
+            "Continuous batching (`generate_batch`) keeps keys and values in pages, and a memory is neither: use "
+            "`generate` with a padded batch, whose rows do not change each other."
+        )
+
     @staticmethod
     @accept_cache
     def create_masks_for_generate(

@@ -340,6 +340,12 @@ class SelectiveAttnForCausalLM(SelectiveAttnPreTrainedModel, GenerationMixin):
             )
         return super()._prepare_cache_for_generation(generation_config, *args, **kwargs)
 
+    def init_continuous_batching(self, *args, **kwargs):
+        raise ValueError(
+            "Continuous batching (`generate_batch`) keeps keys and values in pages, without a place for votes: use "
+            "`generate` with a padded batch, whose rows do not change each other."
+        )
+
     @accept_cache
     @can_return_tuple
     def forward(
