@@ -433,6 +433,16 @@ class AnthePreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @classmethod
+    def maybe_distribute_model(cls, model, distributed_config, *args):
+        for name in ("tp_size", "pp_size"):
+            if distributed_config is not None and getattr(distributed_config, name) > 1:
+                raise ValueError(
+                    f"Anthe is shared out with fsdp_size alone ({name}={getattr(distributed_config, name)}): the "
+                    "small cores of tensor chains have no rows or columns to split, and pipelines are for decoders."
+                )
+        return super().maybe_distribute_model(model, distributed_config, *args)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         scheme, limit = self.config.tc_init, self.config.initializer_range

@@ -331,6 +331,17 @@ class DeLighTPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @classmethod
+    def maybe_distribute_model(cls, model, distributed_config, *args):
+        for name in ("tp_size", "pp_size"):
+            if distributed_config is not None and getattr(distributed_config, name) > 1:
+                raise ValueError(
+                    f"DeLighT is shared out with fsdp_size alone ({name}={getattr(distributed_config, name)}): its "
+                    "attention has one head, its group linear transforms exchange features after each of their many "
+                    "layers, and pipelines know other names of layers."
+                )
+        return super().maybe_distribute_model(model, distributed_config, *args)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         if isinstance(module, nn.Linear):

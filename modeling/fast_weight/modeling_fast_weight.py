@@ -229,6 +229,15 @@ class FastWeightPreTrainedModel(PreTrainedModel):
         if config.update_rule == "softmax":  # keys and values can be cropped, and have static caches
             self._is_stateful, self._can_compile_fullgraph = False, True
 
+    @classmethod
+    def maybe_distribute_model(cls, model, distributed_config, *args):
+        if distributed_config is not None and distributed_config.pp_size > 1:
+            raise ValueError(
+                f"FastWeight has no stages of a pipeline (pp_size={distributed_config.pp_size}): each would scale and "
+                "normalise what the one before it leaves. Split it with tp_size or fsdp_size."
+            )
+        return super().maybe_distribute_model(model, distributed_config, *args)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         std = self.config.initializer_range

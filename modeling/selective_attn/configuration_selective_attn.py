@@ -87,6 +87,11 @@ class SelectiveAttnConfig(PreTrainedConfig):
     model_type = "selective_attn"
     keys_to_ignore_at_inference = ["past_key_values", "cache", "memory_loss"]
     base_model_fsdp_plan = {"layers.*": "free_full_weight"}
+    base_model_pp_plan = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
 
     vocab_size: int = 32000
     hidden_size: int = 512
@@ -149,6 +154,8 @@ class SelectiveAttnConfig(PreTrainedConfig):
             for name in ("q_proj", "k_proj", "v_proj"):
                 plan[f"layers.*.self_attn.{name}"] = "colwise"
             plan["layers.*.self_attn.o_proj"] = "rowwise"
+            for name in ("q_norm", "k_norm") if self.qk_norm else ():
+                plan[f"layers.*.self_attn.{name}"] = "replicated_with_grad_allreduce"
         return plan
 
     @property

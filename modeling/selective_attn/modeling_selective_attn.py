@@ -138,6 +138,16 @@ class SelectiveAttnPreTrainedModel(PreTrainedModel):
         if not any(config.selective_layers):
             self._can_compile_fullgraph = True
 
+    @classmethod
+    def maybe_distribute_model(cls, model, distributed_config, *args):
+        num_stages = 1 if distributed_config is None else distributed_config.pp_size
+        if num_stages > 1 and model.config.position_embedding_type == "learned":
+            raise ValueError(
+                f"pp_size={num_stages} is for rotary positions: each stage of a pipeline would add learned ones to "
+                "what the one before it leaves. Split the model with tp_size or fsdp_size."
+            )
+        return super().maybe_distribute_model(model, distributed_config, *args)
+
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
         name = attn_implementation or "sdpa"
         is_known = name in ALL_ATTENTION_FUNCTIONS or "/" in name  # a kernel on the Hub
@@ -324,6 +334,7 @@ class SelectiveAttnForCausalLM(SelectiveAttnPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
 
     def __init__(self, config: SelectiveAttnConfig):
         super().__init__(config)

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 from functools import wraps
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -35,6 +35,11 @@ def accept_cache(forward: Callable) -> Callable:
             kwargs["past_key_values"] = cache
         return forward(self, *args, **kwargs)
 
+    # Pipelines bind arguments by their names.
+    own, cache = signature(forward), Parameter("cache", Parameter.KEYWORD_ONLY, default=None)
+    *named, rest = own.parameters.values()
+    if rest.kind == Parameter.VAR_KEYWORD:
+        renamed.__signature__ = own.replace(parameters=[*named, cache, rest])  # type: ignore[attr-defined]
     return renamed
 
 
