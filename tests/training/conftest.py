@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from training.runs import train
-
-from leanformers.data.tasks import number_translation
+from training.runs import train, write_pairs, write_programs
 
 # Dropout is on: a run that lost its random state would show.
 MODEL = {
@@ -39,16 +37,7 @@ LANGUAGE_MODEL = {
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> list[str]:
     """Flags with parallel files: 96 pairs to train on, 13 to validate, and two test sets."""
-    folder = tmp_path_factory.mktemp("data")
-    for name, split in number_translation(train_size=96, validation_size=13, test_size=7).items():
-        for side in ("source", "target"):
-            (folder / f"{name}.{side}").write_text("\n".join(split[side]) + "\n", encoding="utf-8")
-    pair = f"{folder}/test.source,{folder}/test.target"
-    return [
-        *("--train_files", f"{folder}/train.source", f"{folder}/train.target"),
-        *("--validation_files", f"{folder}/validation.source", f"{folder}/validation.target"),
-        *("--test_files", f"first={pair}", f"second={pair}"),
-    ]
+    return write_pairs(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")
@@ -89,11 +78,7 @@ def trained(recipe, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory) -> dict[str, str]:
     """Files of small programs: one to train on, one to validate, one to test."""
-    folder = tmp_path_factory.mktemp("texts")
-    for name, first, last in (("train", 0, 120), ("validation", 200, 211), ("test", 300, 305)):
-        programs = [f"def add_{number}(x):\n    return x + {number % 7}\n\n" for number in range(first, last)]
-        (folder / f"{name}.py").write_text("\n".join(programs), encoding="utf-8")
-    return {name: str(folder / f"{name}.py") for name in ("train", "validation", "test")}
+    return write_programs(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(scope="session")

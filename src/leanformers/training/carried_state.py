@@ -20,6 +20,7 @@ from leanformers.arguments import RunTrainingArguments
 from leanformers.data.language_modeling import LaneSegments
 from leanformers.evaluation.language_modeling import empty_memory, segment_losses
 
+from .runs import tensor_parallel_size
 from .trainer import LanguageModelTrainer
 
 
@@ -71,6 +72,8 @@ def check_carrying(model: PreTrainedModel, arguments: RunTrainingArguments) -> N
     for name, reason in refused.items():
         if value := getattr(arguments, name):
             raise ValueError(f"{name}={value} {reason}: leave it out, or carry_state.")
+    if tensor_parallel_size() > 1:
+        raise ValueError("carry_state gives every process texts of its own, tensor parallelism none: leave one out.")
     if arguments.n_gpu > 1:
         raise ValueError(
             f"carry_state needs a process for each of the {arguments.n_gpu} GPUs: start with `accelerate launch`."

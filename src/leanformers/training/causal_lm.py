@@ -24,7 +24,15 @@ from leanformers.evaluation.loading import load_config, loading
 
 from .carried_state import CarriedStateTrainer, check_carrying
 from .checkpoints import ARGUMENTS_FILE
-from .runs import build_config, check_saved_model, complete_run, open_run, read_config, write_arguments
+from .runs import (
+    build_config,
+    check_saved_model,
+    complete_run,
+    open_run,
+    read_config,
+    split_by_columns,
+    write_arguments,
+)
 from .trainer import LanguageModelTrainer
 
 logger = logging.get_logger(__name__)
@@ -66,7 +74,7 @@ def train_language_model(
     check_fit(model, tokenizer, data_arguments, training_arguments)
     trainer_class = CarriedStateTrainer if data_arguments.carry_state else LanguageModelTrainer
     trainer = trainer_class(
-        model=model,
+        model=split_by_columns(model),
         args=training_arguments,
         tokenizer=tokenizer,
         train_dataset=blocks,

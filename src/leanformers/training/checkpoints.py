@@ -66,7 +66,8 @@ def find_damage(checkpoint: Path) -> str | None:
     state = checkpoint / "trainer_state.json"
     if not state.is_file():
         return f"{checkpoint} is incomplete (it has no {state.name})."
-    readers = {state.name: _read_json, "*.safetensors": _read_safetensors, "*.pt": _read_zip, "*.pth": _read_zip}
+    readers = {state.name: _read_json, "*.safetensors": _read_safetensors}
+    readers |= dict.fromkeys(("*.pt", "*.pth", "*.bin"), _read_zip)
     for pattern, read in readers.items():
         for path in sorted(checkpoint.glob(pattern)):
             try:

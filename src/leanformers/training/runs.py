@@ -15,7 +15,8 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.distributed import DistributedConfig
 
 from leanformers.accounting import count_parameters
 from leanformers.arguments import ModelArguments, RunTrainingArguments, nearest
@@ -108,6 +109,21 @@ def build_config(
         path = model_arguments.config_name
         origin = f"{path} with overrides {overrides}" if overrides else path
         raise ValueError(f"{origin}: {reason}") from error
+
+
+def tensor_parallel_size() -> int:
+    """Over how many processes `accelerate launch` wants each matrix split."""
+    return int(os.environ.get("PARALLELISM_CONFIG_TP_SIZE", "1"))
+
+
+def split_by_columns(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, or this process' share of it where `accelerate launch` asks for tensor parallelism (tp.yaml)."""
+    size = tensor_parallel_size()
+    if size == 1:
+        return model
+    # transformers splits what it loads; every process has the same weights to load.
+    options = {"config": model.config, "state_dict": model.state_dict()}
+    return type(model).from_pretrained(None, **options, distributed_config=DistributedConfig(tp_size=size))
 
 
 def check_saved_model(model_arguments: ModelArguments) -> None:

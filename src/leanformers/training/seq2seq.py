@@ -22,6 +22,7 @@ from .runs import (
     config_fields,
     open_run,
     read_config,
+    split_by_columns,
     write_arguments,
 )
 from .trainer import TranslationTrainer
@@ -57,7 +58,7 @@ def train_translation(
 
     set_seed(training_arguments.seed)
     trainer = TranslationTrainer(
-        model=prepare_model(model_arguments, data_arguments, tokenizers),
+        model=split_by_columns(prepare_model(model_arguments, data_arguments, tokenizers)),
         args=training_arguments,
         tokenizers=tokenizers,
         train_dataset=splits["train"],

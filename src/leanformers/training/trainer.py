@@ -2,6 +2,7 @@
 """transformers' trainers with what runs need on top.
 
 - A checkpoint that cannot be written leaves the earlier ones as they were, and says so.
+- Sharded weights (FSDP's SHARDED_STATE_DICT) stand beside all that `from_pretrained` needs once they are merged.
 
 For translation:
 
@@ -15,14 +16,21 @@ For language models:
 - The memory loss of selective attention is logged beside the loss, and its strength while that grows.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import save_fsdp_model
 from datasets import Dataset
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
 
 from leanformers.arguments import LanguageModelTrainingArguments, TranslationTrainingArguments
 from leanformers.data.collator import BlockCollator, TranslationCollator
@@ -36,6 +44,8 @@ from .callbacks import SelectionWarmupCallback
 from .checkpoints import saving
 from .length_buckets import LengthBucketSampler
 
+logger = logging.get_logger(__name__)
+
 
 class RunTrainer(Trainer):
     """What all trainers share."""
@@ -48,6 +58,43 @@ class RunTrainer(Trainer):
         directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with saving(directory, remove=True):
             super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        directory = output_dir or self.args.output_dir
+        if self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            if not _internal_call:  # a checkpoint gets its weights with the optimizer's state
+                save_fsdp_model(self.accelerator.state.fsdp_plugin, self.accelerator, self.model, directory)
+                logger.warning(
+                    f"{directory} holds sharded weights: before `from_pretrained`, run `accelerate merge-weights "
+                    f"{directory}/pytorch_model_fsdp_0 {directory}`."
+                )
+            if self.args.should_save:
+                self._save_all_but_weights(directory)
+
+    def _save_all_but_weights(self, directory: str) -> None:
+        with own_class(self.model):
+            if self.model._auto_class is not None:
+                custom_object_save(self.model, directory, config=self.model.config)
+            self.model.config.architectures = [type(self.model).__name__]
+        self.model.config.save_pretrained(directory)
+        self.model.generation_config.save_pretrained(directory)
+        self.processing_class.save_pretrained(directory)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        with own_class(self.model):
+            super()._save(output_dir, state_dict)
+
+
+@contextmanager
+def own_class(model: nn.Module) -> Iterator[None]:
+    """Gives a model that FSDP2 has wrapped its own class back meanwhile: saving writes the code of the class."""
+    wrapped = type(model)
+    model.__class__ = next(cls for cls in wrapped.__mro__ if not issubclass(cls, FSDPModule))
+    try:
+        yield
+    finally:
+        model.__class__ = wrapped
 
 
 class TranslationTrainer(RunTrainer, Seq2SeqTrainer):
@@ -202,7 +249,8 @@ class LanguageModelTrainer(RunTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             rows = self._score(model, inputs["input_ids"], inputs["shift_labels"])
-        self._row_losses.append(self.accelerator.gather_for_metrics(rows).cpu())
+        # Processes that have the columns of one model have the same rows.
+        self._row_losses.append((rows if self.get_tp_size() > 1 else self.accelerator.gather_for_metrics(rows)).cpu())
         loss, num_tokens = rows.sum(dim=0)
         return loss / num_tokens, None, None
 
