@@ -225,7 +225,8 @@ def associate(loaded: Loaded, pairs: str, question: str, rule: str) -> tuple[pd.
     read = feature_vectors(block, [question.strip()])[0, 0, 0] @ memory[0, 0]
     answers = list(dict.fromkeys(value for _, value in written))
     similar = nn.functional.cosine_similarity(read[None], vectors(answers, block.head_dim))
-    table = pd.DataFrame({"value": answers, "similarity": similar.tolist()}).sort_values("similarity", ascending=False)
+    table = pd.DataFrame({"value": answers, "similarity": similar.numpy().round(3)})
+    table = table.sort_values("similarity", ascending=False)
     size = memory.numel() * memory.element_size()
     return table, f"**{table['value'].iloc[0]}** — {len(written)} pairs in {size:,} bytes, as many as for one pair."
 
