@@ -4,13 +4,15 @@
     python scripts/export_to_hub.py outputs/anthe_numbers --output hub/anthe_numbers
     python scripts/export_to_hub.py outputs/anthe_numbers --output hub/anthe_numbers --push --repo_id me/anthe-numbers
 
-The folder gets its name only after `leanformers.hub.check` has loaded and run it in a clean process.
+The folder gets its name only after `leanformers.hub.check` has loaded and run it in a clean process. A second push,
+with --overwrite, uploads what changed, and one that was cut off goes on. --tag names the version that was pushed.
 """
 
 import argparse
 
 from leanformers.arguments import plain_errors
-from leanformers.hub.export import export_run, push
+from leanformers.hub.export import export_run
+from leanformers.hub.push import push
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,16 +23,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--push", action="store_true", help="upload the folder to --repo_id when it is written")
     parser.add_argument("--repo_id", help="name on the Hub, organisation/name; also goes into the card")
     parser.add_argument("--private", action="store_true", help="make a new repository on the Hub private")
+    parser.add_argument("--tag", help="name of this version on the Hub, for revision=..., e.g. v1; needs --push")
     arguments = parser.parse_args(argv)
     if arguments.push and not arguments.repo_id:
         parser.error("--push needs --repo_id organisation/name")
+    if arguments.tag and not arguments.push:
+        parser.error("--tag names what --push uploads; give both")
     with plain_errors():
         folder = export_run(
             arguments.run, arguments.output, repository=arguments.repo_id, overwrite=arguments.overwrite
         )
         print(f"{folder}: complete, and it loads and runs in a clean process.")
         if arguments.push:
-            print(push(folder, arguments.repo_id, private=arguments.private))
+            print(push(folder, arguments.repo_id, private=arguments.private, tag=arguments.tag, check=False))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ import struct
 from pathlib import Path
 
 import pytest
+from huggingface_hub import metadata_load, metadata_save
 from safetensors.torch import load_file, save_file
 
 from leanformers.evaluation.loading import load_generator
 from leanformers.hub.check import check, main
 from leanformers.hub.clean_process import digest, outputs_of
+from leanformers.hub.safety import code_hashes
 from leanformers.registry import language_model_class
 
 MODELING, CONFIG, WEIGHTS, CARD = "modeling_anthe.py", "config.json", "model.safetensors", "README.md"
@@ -87,6 +89,23 @@ def shard(index_changes: dict[str, str]):
     return change
 
 
+def listing_code(change):
+    """The change, and a card that lists the code as it then is: what another rule than the hashes finds."""
+
+    def change_and_list(folder: Path):
+        before = code_hashes(folder)
+        change(folder)
+        if code_hashes(folder) != before:
+            card = folder / CARD
+            metadata_save(card, metadata_load(card) | {"code_hashes": code_hashes(folder)})
+
+    return change_and_list
+
+
+def unlist_code(folder: Path):
+    metadata_save(folder / CARD, metadata_load(folder / CARD) | {"code_hashes": []})
+
+
 IMPORT_IN_FUNCTION = "\n\ndef late():\n    import einops\n"
 IMPORT_WITHOUT_HANDLER = "\ntry:\n    import einops\nfinally:\n    pass\n"
 IMPORT_AS_FALLBACK = "\ntry:\n    import torch\nexcept ImportError:\n    import einops\n"
@@ -116,6 +135,8 @@ STATIC = {
     "no AutoConfig": (edit_auto_map(AutoConfig=None), "needs an auto_map"),
     "auto_map to no file": (edit_auto_map(AutoModel="modeling_x.AntheModel"), "modeling_x.py, which is not in"),
     "auto_map to no class": (edit_auto_map(AutoModel="modeling_anthe.Nothing"), "has no such class"),
+    "auto_map to a sub-folder": (edit_auto_map(AutoModel="ops/delta.AntheModel"), "no class of a module beside it"),
+    "auto_map above": (edit_auto_map(AutoModel="..modeling_anthe.AntheModel"), "no class of a module beside it"),
     "auto_map to a repository": (edit_auto_map(AutoModel="me/x--modeling_anthe.AntheModel"), "another repository"),
     "unknown Auto class": (edit_auto_map(AutoModelForPoems="modeling_anthe.AntheModel"), "AutoModelForPoems"),
     "architecture not mapped": (edit_auto_map(AutoModelForSeq2SeqLM=None), "no entry of auto_map loads"),
@@ -149,10 +170,15 @@ STATIC = {
     "other library": (replace(CARD, "library_name: transformers", "library_name: timm"), "library_name must be"),
     "no license": (replace(CARD, "license: apache-2.0\n", ""), "license is missing"),
     "no pipeline tag": (replace(CARD, "pipeline_tag: translation\n", ""), "pipeline_tag is missing"),
+    "no list of code": (unlist_code, "code_hashes, the SHA-256 of each Python file, is missing"),
     "no custom_code": (replace(CARD, "- custom_code\n", ""), "must contain custom_code"),
     "language in words": (replace(CARD, "- en\n", "- English\n"), "ISO 639"),
     "result not a number": (replace(CARD, "value: 1.5", "value: .nan"), "not a finite number"),
     "absent picture": (delete("training_curves.png"), "shows training_curves.png, which is missing"),
+    "token of the Hub": (append(CARD, f"\nLog in as hf_{'aB3' * 11}.\n"), "holds what looks like a token of the Hub"),
+    "token of GitHub": (write(".env", b"ghp_" + b"a1B" * 12), ".env holds what looks like a token of GitHub"),
+    "key of an API": (append(CARD, f"\nsk-{'x9' * 20}\n"), "holds what looks like a key of an API"),
+    "private key": (write("id", b"-----BEGIN OPENSSH PRIVATE KEY-----"), "id holds a private key"),
     "path in config": (edit_json(CONFIG, _name_or_path="/home/someone/runs/best"), "/home/someone/runs/best"),
     "path in tokenizer": (edit_json("tokenizer_config.json", name_or_path="/data/run"), "/data/run"),
     "path in card": (append(CARD, "\nTrained in /scratch/someone/run1.\n"), "/scratch/someone/run1"),
@@ -169,7 +195,7 @@ def test_the_exported_folder_passes(exported_of_each_kind: Path):
 
 @pytest.mark.parametrize(("change", "problem"), STATIC.values(), ids=STATIC.keys())
 def test_static_rule(folder: Path, change, problem: str):
-    change(folder)
+    listing_code(change)(folder)
     report = check(folder, live=False)
     assert len(report.problems) == 1, str(report)
     assert problem in report.problems[0]
@@ -189,7 +215,7 @@ HARMLESS = {
 
 @pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS.keys())
 def test_harmless_change_passes(folder: Path, change):
-    change(folder)
+    listing_code(change)(folder)
     report = check(folder, live=False)
     assert report.ok, str(report)
 
@@ -241,7 +267,7 @@ class NeedsTheNetwork(AntheForSeq2SeqLM):
 
 
 def use_classes(folder: Path, code: str, base: str, head: str):
-    append(MODELING, code)(folder)
+    listing_code(append(MODELING, code))(folder)
     edit_auto_map(AutoModel=f"modeling_anthe.{base}", AutoModelForSeq2SeqLM=f"modeling_anthe.{head}")(folder)
     edit_json(CONFIG, architectures=[head])(folder)
 

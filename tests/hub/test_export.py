@@ -7,7 +7,6 @@ import json
 import shutil
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +19,7 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+import leanformers.hub.check as check_module
 import leanformers.hub.export as export_module
 from leanformers.data.tokenizers import TranslationTokenizers
 from leanformers.evaluation.loading import load_generator
@@ -179,7 +179,7 @@ def test_folder_with_problems_does_not_get_its_name(
     model: AntheForSeq2SeqLM, tokenizers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     static_check = lambda directory: check(directory, live=False)  # noqa: E731
-    monkeypatch.setattr(export_module, "check_folder", static_check)
+    monkeypatch.setattr(check_module, "check", static_check)
     tokenizers.source.chat_template = "see /home/someone/template"
     try:
         with pytest.raises(ValueError, match=r"not fit for the Hub:\n.*/home/someone/template"):
@@ -256,20 +256,6 @@ def test_damaged_weights_are_refused(folder: Path, tokenizers, tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def run(model: AntheForSeq2SeqLM, tokenizers, tmp_path: Path) -> Path:
-    """What a training run leaves behind."""
-    run = tmp_path / "run"
-    model.save_pretrained(run)
-    tokenizers.save_pretrained(run)
-    (run / "checkpoint-2").mkdir()
-    (run / "training_args.bin").write_bytes(b"pickle")
-    (run / "all_results.json").write_text(json.dumps({"test_bleu": 31.5, "train_runtime": 12.0}))
-    (run / "trainer_state.json").write_text(json.dumps({"log_history": [{"loss": 2.0, "step": 1}]}))
-    (run / "arguments.yaml").write_text(f"task: numbers\nsource_lang: en\ntarget_lang: de\noutput_dir: {run}\n")
-    return run
-
-
 def test_run_of_a_language_model(language_model: DeLighTForCausalLM, language_tokenizer, tmp_path: Path):
     run = tmp_path / "run"
     language_model.save_pretrained(run)
@@ -289,53 +275,3 @@ def test_run_of_a_language_model(language_model: DeLighTForCausalLM, language_to
     loaded, tokenizer = load_generator(str(folder))
     assert tokenizer.shared and not (folder / "target_tokenizer").exists()
     assert torch.equal(outputs_of(loaded), outputs_of(language_model))
-
-
-def test_script_exports_a_run_and_pushes_it(
-    run: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
-    """The Hub is the one thing that cannot be reached here: its calls are recorded instead."""
-    spec = importlib.util.spec_from_file_location("export_to_hub", root / "scripts/export_to_hub.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    created, uploaded = [], []
-
-    def create_repo(api, repo_id, **kwargs):
-        created.append((repo_id, kwargs["private"]))
-
-    def upload_folder(api, *, repo_id, folder_path, **kwargs):
-        uploaded.append((repo_id, set(contents(Path(folder_path)))))
-        url = f"https://huggingface.co/{repo_id}/commit/1"
-        return huggingface_hub.CommitInfo(commit_url=url, commit_message="", commit_description="", oid="1")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
-    out = tmp_path / "out"
-    script.main([str(run), "--output", str(out), "--push", "--repo_id", "me/anthe-numbers", "--private"])
-
-    assert created == [("me/anthe-numbers", True)]
-    [(repository, files)] = uploaded
-    assert repository == "me/anthe-numbers" and files == set(contents(out))
-    assert files == CODE | {
-        "README.md",
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "target_tokenizer/config.json",
-        "target_tokenizer/tokenizer.json",
-        "target_tokenizer/tokenizer_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "training_curves.png",
-    }
-    card = (out / "README.md").read_text()
-    assert 'repository = "me/anthe-numbers"' in card and "31.5" in card and "number translation" in card
-    assert "https://huggingface.co/me/anthe-numbers/commit/1" in capsys.readouterr().out
-
-    with pytest.raises(SystemExit, match="is not empty"):
-        script.main([str(run), "--output", str(out)])
-    with pytest.raises(SystemExit):
-        script.main([str(run), "--output", str(tmp_path / "other"), "--push"])
-    assert "--push needs --repo_id" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match=r"holds no trained model"):
-        script.main([str(tmp_path), "--output", str(tmp_path / "other")])

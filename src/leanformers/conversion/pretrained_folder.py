@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..hub.safety import refuse_shards_outside
+
 logger = logging.get_logger(__name__)
 
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -56,6 +58,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise ValueError(f"{index} is no index of safetensors files, or damaged ({error!r})") from error
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ValueError(f"the weight_map of {index} must give the name of a file for each tensor")
+    refuse_shards_outside(index, weight_map)
     return weight_map
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
 """A saved model that generates text, with the head that its configuration asks for, and its tokenizers."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from leanformers.arguments import LeanArgumentParser, ModelArguments
 from leanformers.data.tokenizers import TranslationTokenizers
+from leanformers.hub.safety import INDEX, refuse_shards_outside
 from leanformers.registry import language_model_class
 from leanformers.training.checkpoints import ARGUMENTS_FILE
 
@@ -91,6 +93,9 @@ def load_generator(
     `from_pretrained`.
     """
     auto_class = language_model_class(load_config(name_or_path, trust_remote_code=trust_remote_code))
+    index = Path(str(name_or_path), INDEX)
+    if index.is_file():
+        refuse_shards_outside(index, json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     with loading(str(name_or_path)):
         tokenizers = TranslationTokenizers.from_pretrained(str(name_or_path), trust_remote_code=trust_remote_code)
         model = getattr(transformers, auto_class).from_pretrained(

@@ -69,6 +69,7 @@ def render_card(
     separate_target_tokenizer: bool = False,
     curves: str | None = None,
     license_id: str = "apache-2.0",
+    code_hashes: Mapping[str, str] | None = None,
 ) -> str:
     """
     The text of README.md.
@@ -84,11 +85,12 @@ def render_card(
         separate_target_tokenizer (`bool`, defaults to `False`): The folder has a `target_tokenizer`.
         curves (`str`, *optional*): Name of the picture of the training curves in the folder.
         license_id (`str`, defaults to `"apache-2.0"`): The Hub's name of the licence of the weights.
+        code_hashes (`Mapping`, *optional*): SHA-256 of each Python file of the folder, for the metadata.
     """
     metrics, arguments = dict(metrics or {}), dict(arguments or {})
     results = result_table(metrics)
     translates = model.config.is_encoder_decoder
-    card_data = _metadata(family, model, auto_class, arguments, results, metrics, license_id)
+    card_data = _metadata(family, model, auto_class, arguments, results, metrics, license_id, code_hashes)
     card = ModelCard.from_template(
         card_data,
         template_str=_read("template.md"),
@@ -114,6 +116,7 @@ def render_card(
         trained_with=metrics.get("versions") or {},
         versions={name: version(name) for name in ("leanformers", "transformers", "torch")},
         curves=curves,
+        code_is_listed=bool(code_hashes),
     )
     return str(card)
 
@@ -149,6 +152,7 @@ def _metadata(
     results: Mapping[str, Mapping[str, float]],
     metrics: Mapping[str, object],
     license_id: str,
+    code_hashes: Mapping[str, str] | None,
 ) -> ModelCardData:
     hub_dataset = _hub_dataset(arguments)
     dataset = hub_dataset or _task(arguments) or "local"
@@ -178,6 +182,7 @@ def _metadata(
         metrics=sorted({METRICS[name][0] for row in results.values() for name in row}) or None,
         model_name=family.title if family else type(model).__name__,
         eval_results=eval_results or None,
+        code_hashes=dict(code_hashes) if code_hashes else None,
     )
 
 

@@ -7,10 +7,9 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import yaml
-from huggingface_hub import HfApi
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_relative_import_files
 
@@ -18,8 +17,9 @@ from ..data.tokenizers import TARGET_SUBFOLDER, TranslationTokenizers
 from ..plots import training_curves
 from ..registry import Family, family_of
 from .card import PIPELINE_TAGS, render_card
-from .check import check as check_folder
-from .static_checks import weight_problems
+from .check import refuse_problems
+from .safety import code_hashes
+from .static_checks import REFERENCE, weight_problems
 
 CURVES = "training_curves.png"
 WRITTEN_SUFFIXES = (".safetensors", ".py")
@@ -118,10 +118,11 @@ def export(
             separate_target_tokenizer=not tokenizers.shared,
             curves=CURVES if has_curves else None,
             license_id=license_id,
+            code_hashes=code_hashes(partial),
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
         if check:
-            _refuse_problems(partial, directory)
+            refuse_problems(partial, directory)
         _put_in_place(partial, directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -156,20 +157,16 @@ def export_run(
     )
 
 
-def push(directory: str | os.PathLike, repository: str, *, private: bool = False) -> str:
-    """Upload a folder that passes `leanformers.hub.check` to the Hub; returns the address of the commit."""
-    _refuse_problems(Path(directory), Path(directory))
-    api = HfApi()
-    api.create_repo(repository, private=private, exist_ok=True)
-    commit = api.upload_folder(repo_id=repository, folder_path=directory, commit_message="Upload model, code and card")
-    return commit.commit_url
+def is_written(path: PurePosixPath) -> bool:
+    """Whether exports write a file of this name, which is relative to the folder."""
+    return path.parts[0] in WRITTEN_NAMES or (len(path.parts) == 1 and path.name.endswith(WRITTEN_SUFFIXES))
 
 
 def _refuse_to_lose(directory: Path, overwrite: bool) -> None:
     if directory.exists() and not directory.is_dir():
         raise FileExistsError(f"{directory} is a file; choose another name for the folder.")
     names = sorted(path.name for path in directory.iterdir()) if directory.exists() else []
-    foreign = [name for name in names if name not in WRITTEN_NAMES and not name.endswith(WRITTEN_SUFFIXES)]
+    foreign = [name for name in names if not is_written(PurePosixPath(name))]
     if names and not overwrite:
         raise FileExistsError(
             f"{directory} is not empty ({len(names)} entries, {names[0]} first); choose another folder, or overwrite "
@@ -228,6 +225,9 @@ def _shipped_code(model: PreTrainedModel, family: Family | None) -> ShippedCode:
         )
     # Loaded from the Hub, an entry reads `organisation/repository--module.Class`.
     auto_map = {auto_class: reference.rpartition("--")[2] for auto_class, reference in auto_map.items()}
+    for auto_class, reference in auto_map.items():
+        if not REFERENCE.fullmatch(reference):
+            raise ValueError(f"auto_map takes {auto_class} from {reference}, which is no class of a module beside it.")
     return ShippedCode(Path(inspect.getfile(type(model))).parent, auto_map)
 
 
@@ -258,13 +258,6 @@ def _edit_json(path: Path, drop: Sequence[str] = (), **changes: object) -> None:
     content = json.loads(path.read_text(encoding="utf-8")) | changes
     kept = {key: value for key, value in content.items() if key not in drop}
     _write_json(path, kept)
-
-
-def _refuse_problems(folder: Path, name: Path) -> None:
-    report = check_folder(folder)
-    if not report.ok:
-        problems = "\n".join(f"  - {problem}" for problem in report.problems)
-        raise ValueError(f"{name} is not fit for the Hub:\n{problems}")
 
 
 def _put_in_place(partial: Path, directory: Path) -> None:

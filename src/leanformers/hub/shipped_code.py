@@ -2,12 +2,18 @@
 """Static rules for the code of a Hub folder: what the loader of transformers demands, seen with its own eyes too."""
 
 import ast
+import json
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import transformers.utils.import_utils
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
+
+from ..registry import FAMILIES
+from .safety import code_hashes
 
 # huggingface_hub (for `strict` configurations) and safetensors are hard requirements of transformers itself.
 ALLOWED_PACKAGES = {"torch", "transformers", "huggingface_hub", "safetensors", *sys.stdlib_module_names}
@@ -29,6 +35,25 @@ def code_problems(directory: Path) -> list[str]:
         problems += _package_problems(path, tree)
         problems += _relative_import_problems(path, tree)
     return problems
+
+
+def code_origin(directory: Path) -> str:
+    """Whether the code is that of the installed leanformers, bit for bit; empty for a model that is none of its."""
+    try:
+        model_type = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    family = next((family for family in FAMILIES.values() if family.model_type == model_type), None)
+    spec = find_spec(family.module) if family else None
+    if spec is None or not spec.origin:
+        return ""
+    shipped, installed = code_hashes(directory), code_hashes(Path(spec.origin).parent)
+    del installed["__init__.py"]
+    differing = sorted(name for name in shipped.keys() | installed if shipped.get(name) != installed.get(name))
+    name = f"leanformers {version('leanformers')}"
+    if differing:
+        return f"Its code differs from that of the installed {name} in {', '.join(differing)}: read it."
+    return f"Its code is the same as that of the installed {name}, bit for bit."
 
 
 def class_names(path: Path) -> set[str]:

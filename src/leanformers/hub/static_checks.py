@@ -10,18 +10,26 @@ from pathlib import Path
 
 import transformers
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, get_token
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from ..data.tokenizers import TARGET_SUBFOLDER
+from .safety import INDEX, leads_out
 from .shipped_code import class_names, code_problems
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npy", ".npz", ".joblib"}
 TRAINING_FILES = ("training_args.bin", "optimizer", "scheduler", "rng_state", "scaler")
 TEXT_FILES = {".json", ".jsonl", ".md", ".py", ".txt", ".yaml", ".yml", ".jinja", ".cfg", ".toml"}
 GENERATING = {"AutoModelForSeq2SeqLM", "AutoModelForCausalLM"}
+SECRETS = {
+    "what looks like a token of the Hub": re.compile(r"\bhf_[A-Za-z0-9]{30,}"),
+    "what looks like a token of GitHub": re.compile(r"\b(?:gh[opsu]|github_pat)_[A-Za-z0-9_]{30,}"),
+    "what looks like a key of an API": re.compile(r"\b(?:sk-[A-Za-z0-9_-]{32,}|AKIA[0-9A-Z]{16}\b)"),
+    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+}
 # `/home/me`, `~/runs`, `C:\Users`; not `https://host/page`, `a/b`, `</s>` or a relative `./x`.
 ABSOLUTE_PATH = re.compile(r"(?<![\w:/.<~)\]-])(?:~?/(?:[\w.-]+/)+[\w.-]*|[A-Za-z]:\\+\w[\w.\\-]*)")
+REFERENCE = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual")
 
 
@@ -35,6 +43,7 @@ def static_problems(directory: Path) -> list[str]:
     problems += _tokenizer_problems(directory)
     problems += _generation_problems(directory, config)
     problems += _card_problems(directory)
+    problems += _secret_problems(directory)
     return problems + _path_problems(directory)
 
 
@@ -65,6 +74,8 @@ def _auto_map_problems(directory: Path, config: dict) -> list[str]:
         module, _, name = reference.partition(".")
         if "--" in reference:
             problems.append(f"auto_map takes {auto_class} from another repository ({reference}); ship the code.")
+        elif not REFERENCE.fullmatch(reference):
+            problems.append(f"auto_map takes {auto_class} from {reference}, which is no class of a module beside it.")
         elif not (directory / f"{module}.py").is_file():
             problems.append(f"auto_map takes {auto_class} from {module}.py, which is not in the folder.")
         elif name not in class_names(directory / f"{module}.py"):
@@ -91,7 +102,12 @@ def _file_problems(directory: Path) -> list[str]:
 
 def weight_problems(directory: Path) -> list[str]:
     """Whether the safetensors files are whole, and agree with their index."""
-    problems, keys = [], {}
+    has_index = (directory / INDEX).exists()
+    index, problems = _read_json(directory, INDEX) if has_index else ({}, [])
+    outside = sorted({shard for shard in map(str, index.get("weight_map", {}).values()) if leads_out(shard)})
+    if outside:
+        return [f"{INDEX} takes weights from outside the folder: {', '.join(outside)}."]
+    keys = {}
     for path in sorted(directory.glob("*.safetensors")):
         try:
             keys[path.name] = _safetensors_keys(path)
@@ -99,11 +115,9 @@ def weight_problems(directory: Path) -> list[str]:
             problems.append(f"{path.name} {error}.")
     if not keys and not problems:
         return ["There are no weights (model.safetensors)."]
-    if not (directory / "model.safetensors.index.json").exists():
+    if not has_index:
         extra = sorted(keys.keys() - {"model.safetensors"})
-        return problems + [f"{name} is a shard, but model.safetensors.index.json is missing." for name in extra]
-    index, index_problems = _read_json(directory, "model.safetensors.index.json")
-    problems += index_problems
+        return problems + [f"{name} is a shard, but {INDEX} is missing." for name in extra]
     for key, shard in index.get("weight_map", {}).items():
         if key not in keys.get(shard, ()):
             problems.append(f"The index says {key} is in {shard}, where it is not.")
@@ -167,6 +181,9 @@ def _card_problems(directory: Path) -> list[str]:
         "license is missing": isinstance(data.license, str) and data.license,
         "pipeline_tag is missing": isinstance(data.pipeline_tag, str) and data.pipeline_tag,
         "tags must contain custom_code": "custom_code" in (data.tags or []),
+        "code_hashes, the SHA-256 of each Python file, is missing": isinstance(
+            getattr(data, "code_hashes", None), dict
+        ),
         f"language must hold ISO 639 codes, is {data.language!r}": all(
             isinstance(language, str) and LANGUAGE.fullmatch(language) for language in languages
         ),
@@ -180,6 +197,20 @@ def _card_problems(directory: Path) -> list[str]:
     return problems + [
         f"README.md shows {name}, which is missing." for name in pictures if not (directory / name).is_file()
     ]
+
+
+def _secret_problems(directory: Path) -> list[str]:
+    """Never quotes what it found. Weights and pictures are not text; the vocabulary is, and hides nothing."""
+    problems, own_token = [], get_token()
+    for path in sorted(directory.rglob("*")):
+        if not path.is_file() or path.suffix in (".safetensors", ".png"):
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        found = [name for name, pattern in SECRETS.items() if pattern.search(text)]
+        if own_token and own_token in text:
+            found = ["this machine's token of the Hub"]
+        problems += [f"{path.relative_to(directory)} holds {name}: take it out, and revoke it." for name in found]
+    return problems
 
 
 def _path_problems(directory: Path) -> list[str]:
