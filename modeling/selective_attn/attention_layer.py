@@ -15,7 +15,12 @@ from transformers.utils import TransformersKwargs
 from .blocked_attention import memory_rows
 from .configuration_selective_attn import SelectiveAttnConfig
 from .pruning_cache import MAX_RECORDED
-from .selective_attention import naive_selective_attention, selective_attention, selective_attention_step
+from .selective_attention import (
+    naive_selective_attention,
+    selective_attention,
+    selective_attention_step,
+    steps_as_kernel,
+)
 
 PROMPT_PIECE = 512  # tokens
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.jit.is_tracing)  # new in torch 2.7
@@ -180,15 +185,21 @@ class SelectiveAttnAttention(nn.Module):
         if past_key_values is not None:
             # What comes after packed documents continues the last one.
             continued = is_real if document_ids is None else document_ids == document_ids[:, -1:]
-            keys, values = past_key_values.update(
-                key.transpose(1, 2),
-                value.transpose(1, 2),
-                self.layer_idx,
-                is_real=None if continued is None else continued.bool(),
-                memory_budget=budget,
-                sliding_window=self.sliding_window,
-                protect_start=self.config.protect_start,
-            )
+            states = key.transpose(1, 2), value.transpose(1, 2)
+            entering = {
+                "is_real": None if continued is None else continued.bool(),
+                "memory_budget": budget,
+                "sliding_window": self.sliding_window,
+                "protect_start": self.config.protect_start,
+            }
+            if (
+                length == 1
+                and not is_naive
+                and self._steps_as_kernel(query, *states, past_key_values, output_memories)
+            ):
+                cache_layer = past_key_values.layers[self.layer_idx]
+                return cache_layer.step(query, *states, **self._rule() | entering), None, None, None
+            keys, values = past_key_values.update(*states, self.layer_idx, **entering)
             cache_layer = past_key_values.layers[self.layer_idx]
             if document_ids is None:
                 key, value = keys.transpose(1, 2), values.transpose(1, 2)
@@ -248,6 +259,18 @@ class SelectiveAttnAttention(nn.Module):
             memory = memory_rows(seen[:, None], self.config.memory_loss_tau)
             memory = memory if is_real is None else memory * is_real
         return output, probabilities, before[:, None], memory
+
+    def _steps_as_kernel(self, query, key, value, past_key_values, output_memories: bool) -> bool:
+        obstacle, cache_layer = None, past_key_values.layers[self.layer_idx]
+        if output_memories:
+            obstacle = "memory rows are asked for"
+        elif getattr(past_key_values, "offloading", False):
+            obstacle = "the cache is offloaded"
+        elif cache_layer.memory_budget is not None and cache_layer.record_past:
+            obstacle = "votes of a layer with a budget are recorded"
+        elif cache_layer.keys is not None and cache_layer.keys.requires_grad:
+            obstacle = "the cache has gradients"
+        return steps_as_kernel(query, key, value, obstacle=obstacle)
 
     def _rule(self) -> dict[str, float | int | bool]:
         config = self.config

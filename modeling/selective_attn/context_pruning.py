@@ -13,6 +13,15 @@ from torch import Tensor
 
 from .visible_keys import VisibleKeys
 
+try:
+    from leanformers.kernels import use_kernel
+except ImportError:  # this code has come without leanformers
+    use_kernel = None  # type: ignore[assignment]
+try:
+    from leanformers.kernels import selective_eviction
+except ImportError:  # without Triton
+    selective_eviction = None  # type: ignore[assignment]
+
 
 def check_budget(memory_budget: int) -> None:
     if memory_budget < 2:
@@ -51,21 +60,43 @@ def least_voted(selection: Tensor, is_start: Tensor, is_real: Tensor, budget: in
 
 
 class Held:
-    """The tokens that a layer holds, `[batch, keys]`, while queries come in one after another."""
+    """
+    The tokens that a layer holds, `[batch, keys]`, while queries come in one after another.
 
-    def __init__(self, keys: VisibleKeys, past: int, budget: int, protect_start: bool = True):
+    Args:
+        keys (`VisibleKeys`): all of them.
+        past (`int`): how many are held before the first query.
+        budget (`int`): how many are held at most.
+        protect_start (`bool`, defaults to `True`): whether the first token stays.
+        backend (`str`, *optional*): "triton" for the kernel, "torch", or "auto", see `leanformers.kernels`.
+    """
+
+    def __init__(
+        self, keys: VisibleKeys, past: int, budget: int, protect_start: bool = True, backend: str | None = None
+    ):
         check_budget(budget)
-        self.keys, self.budget, self.protect_start = keys, budget, protect_start
+        self.keys, self.budget, self.protect_start, self.backend = keys, budget, protect_start, backend
         self.held = torch.ones_like(keys.is_start) if keys.is_real is None else keys.is_real.clone()
         self.held[:, past:] = False
         self.places = torch.arange(self.held.shape[1], device=self.held.device).expand_as(self.held)
 
     def prune_(self, selection: Tensor) -> Tensor:
         """Drop tokens as the latest queries come, and set their F `[batch, rows, end]` to inf where a key is gone."""
+        if self._runs_as_kernel(selection):
+            selective_eviction.prune_(
+                selection, self.held, self.keys.is_start, self.keys.is_real, self.budget, self.protect_start
+            )
+            return selection
         rows, end = selection.shape[1:]
         for row, token in enumerate(range(end - rows, end)):
             self._enter(selection[:, row], token, end)
         return selection
+
+    def _runs_as_kernel(self, selection: Tensor) -> bool:
+        if use_kernel is None:
+            return False
+        obstacle = None if selection.dtype == torch.float32 else f"votes are {selection.dtype}, not torch.float32"
+        return use_kernel("selective_eviction", selection, self.backend, obstacle)
 
     def _enter(self, selection: Tensor, token: int, end: int) -> None:
         held = self.held[:, :end]

@@ -14,6 +14,11 @@ from transformers.masking_utils import create_causal_mask
 
 from .context_pruning import check_budget, least_voted, most_voted
 
+try:
+    from leanformers.kernels import selective_decode
+except ImportError:  # this code has come without leanformers, or there is no Triton
+    selective_decode = None  # type: ignore[assignment]
+
 # Tokens that can be taken back while the past is recorded; assisted generation takes back fewer.
 MAX_RECORDED = 128
 STATE = ("keys", "values", "votes", "positions", "is_start")
@@ -53,6 +58,7 @@ class SelectiveAttentionLayer(CacheLayerMixin):
         positions: `[batch, slots]`, int64, how many tokens came before it, padding aside; -1 for a slot with nothing.
         is_start: `[batch, slots]`, the first token.
         num_real: `[batch]`, tokens seen, padding aside; `num_seen` counts it as well.
+        seen: `[num_seen, 0]`. Exported programs take a cache of any length, but fix its numbers.
 
     Slots are in the order the tokens came in until the first is reused. Once there are as many as the budget, their
     number stays, and single tokens are written in place.
@@ -77,7 +83,7 @@ class SelectiveAttentionLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         self.keys = self.values = None
-        self.num_seen, self.memory_budget, self.record_past, self.is_initialized = 0, None, False, False
+        self.is_initialized, self.num_seen, self.memory_budget, self.record_past = False, 0, None, False
         self.votes = self.positions = self.is_start = self.num_real = self.recorded = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -90,6 +96,14 @@ class SelectiveAttentionLayer(CacheLayerMixin):
         self.is_start = torch.zeros(batch, 0, dtype=torch.bool, device=device)
         self.num_real = torch.zeros(batch, dtype=torch.long, device=device)
         self.is_initialized = True
+
+    @property
+    def num_seen(self) -> int:
+        return self.seen.shape[0]
+
+    @num_seen.setter
+    def num_seen(self, number: int) -> None:
+        self.seen = torch.empty(number, 0, device=self.device if self.is_initialized else None)
 
     @property
     def is_croppable(self) -> bool:
@@ -120,20 +134,13 @@ class SelectiveAttentionLayer(CacheLayerMixin):
         Returns:
             All keys and values. The new tokens are the last ones, but for a single one in a reused slot.
         """
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        if memory_budget is not None:
-            check_budget(memory_budget)
-        self.memory_budget = memory_budget
+        is_full = self._is_full(key_states, value_states, memory_budget)
         num_tokens = key_states.shape[2]
         if is_real is None:
             positions = self.num_real[:, None] + torch.arange(num_tokens, device=key_states.device)
         else:
             positions = torch.where(is_real, self.num_real[:, None] + is_real.cumsum(-1) - 1, -1)
         is_start = positions == 0 if protect_start else torch.zeros_like(positions, dtype=torch.bool)
-        is_full = memory_budget is not None and self.votes.shape[1] >= memory_budget
-        if is_full and self.votes.shape[1] > memory_budget:  # read without a budget, or with a larger one
-            self.settle(self.votes, self.least_voted())
         new = (key_states, value_states, self.votes.new_zeros(positions.shape), positions, is_start)
         if is_full and num_tokens == 1:
             self._replace_one(dict(zip(STATE, new, strict=True)), is_real, sliding_window)
@@ -145,6 +152,41 @@ class SelectiveAttentionLayer(CacheLayerMixin):
         self.num_real = self.num_real + (num_tokens if is_real is None else is_real.sum(-1))
         self.num_seen += num_tokens
         return self.keys, self.values
+
+    def step(
+        self,
+        query: Tensor,
+        key_states: Tensor,
+        value_states: Tensor,
+        is_real: Tensor | None = None,
+        memory_budget: int | None = None,
+        sliding_window: int | None = None,
+        protect_start: bool = True,
+        **rule,
+    ) -> Tensor:
+        """
+        `update`, `selective_attention_step` and `settle` of a single token in one kernel.
+
+        Args:
+            query (`torch.Tensor`): `[batch, 1, heads, head_dim]`.
+            key_states, value_states, is_real, memory_budget, sliding_window, protect_start: as for `update`.
+            rule: `scale`, `selection_head`, `strength` and `protect_self`, as for `selective_attention`.
+
+        Returns:
+            `torch.Tensor`: `[batch, 1, heads, value_dim]`.
+        """
+        numbers = selective_decode.Rule(sliding_window=sliding_window, protect_start=protect_start, **rule)
+        is_full = self._is_full(key_states, value_states, memory_budget)
+        if not is_full:
+            self.update(key_states, value_states, is_real, memory_budget, sliding_window, protect_start)
+        slots = selective_decode.Slots(*(getattr(self, name) for name in (*STATE, "num_real")))
+        if is_full:
+            self.num_seen += 1
+            return selective_decode.replace_and_attend_(query, key_states, value_states, slots, is_real, numbers)
+        before = self.votes
+        output, votes = selective_decode.attend_to_slots(query, slots, is_real, numbers)
+        self.settle(votes, cast=(votes - before)[:, None] if self.record_past else None)
+        return output
 
     def visible(self, sliding_window: int | None = None) -> Tensor:
         """Which slots the latest token sees, itself among them: `[batch, slots]`."""
@@ -181,6 +223,19 @@ class SelectiveAttentionLayer(CacheLayerMixin):
     def least_voted(self) -> Tensor:
         """Which tokens are left of a text that was read in full: `[batch, slots]`."""
         return least_voted(self.votes, self.is_start, self.positions >= 0, self.memory_budget)
+
+    def _is_full(self, key_states: Tensor, value_states: Tensor, memory_budget: int | None) -> bool:
+        """Whether there are as many slots as the budget has, after making them so many if there were more."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if memory_budget is not None:
+            check_budget(memory_budget)
+        self.memory_budget = memory_budget
+        if memory_budget is None or self.votes.shape[1] < memory_budget:
+            return False
+        if self.votes.shape[1] > memory_budget:  # read without a budget, or with a larger one
+            self.settle(self.votes, self.least_voted())
+        return True
 
     def _replace_one(self, new: dict[str, Tensor], enters: Tensor | None, sliding_window: int | None) -> None:
         # What the new token will not see leaves first, empty slots among it.

@@ -23,6 +23,16 @@ from .blocked_attention import BlockedAttention, Settings, attend_in_blocks, att
 from .context_pruning import Held
 from .visible_keys import describe_keys
 
+try:
+    from leanformers.kernels import use_kernel
+except ImportError:  # this code has come without leanformers
+    use_kernel = None  # type: ignore[assignment]
+try:
+    from leanformers.kernels import selective_attention as selective_kernels
+    from leanformers.kernels import selective_decode
+except ImportError:  # without Triton
+    selective_kernels = selective_decode = None  # type: ignore[assignment]
+
 
 class SelectionDetails(NamedTuple):
     """What is inside selective attention, float32 at least; None is what was not asked for, or has no such form."""
@@ -88,7 +98,7 @@ def naive_selective_attention(
 
     held, seen = None, visible
     if memory_budget is not None:
-        held = Held(keys, past, memory_budget, protect_start)
+        held = Held(keys, past, memory_budget, protect_start, backend="torch")
         pruned = held.prune_(selection.detach().masked_fill(~(visible | is_self), float("inf")))
         seen = visible & (pruned < float("inf"))
 
@@ -129,6 +139,7 @@ def selective_attention(
     block_size: int | None = None,
     num_votes: int = 0,
     output_details: bool = False,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, SelectionDetails]:
     """
     Causal selective attention of the last `queries` of `keys` tokens, in blocks of queries.
@@ -156,6 +167,8 @@ def selective_attention(
         block_size (`int`, *optional*): queries of a block.
         num_votes (`int`, defaults to 0): give, in the details, the votes of the last so many queries.
         output_details (`bool`, defaults to `False`): also return `SelectionDetails`.
+        backend (`str`, *optional*): "triton" for the kernels, "torch", or "auto", see `leanformers.kernels`. Under a
+            budget the kernel drops tokens, and torch attends.
 
     Returns:
         `(output, accumulated_selection)`: `[batch, queries, heads, value_dim]` in the dtype of `value`, and all votes
@@ -163,7 +176,8 @@ def selective_attention(
         the memory rows.
 
     Raises:
-        `ValueError`: if shapes do not fit, a budget is below 2, or gradients are asked for with a budget.
+        `ValueError`: if shapes do not fit, a budget is below 2, gradients are asked for with a budget, or the backend
+            is "triton" and the kernels do not apply.
     """
     check_shapes(query, key, value, selection_head)
     (batch, length), num_keys = query.shape[:2], key.shape[1]
@@ -172,10 +186,15 @@ def selective_attention(
     )
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     settings = Settings(scale, selection_head, strength, protect_start, protect_self, memory_tau, block_size)
-    held = None if memory_budget is None else Held(keys, num_keys - length, memory_budget, protect_start)
+    is_kernel = memory_budget is None and attends_as_kernel(query, value, backend)
+    held = None if memory_budget is None else Held(keys, num_keys - length, memory_budget, protect_start, backend)
     with torch.autocast(query.device.type, enabled=False):
         base = initial_base(keys, initial_selection, query, num_keys)
-        if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in (query, key, value, base)):
+        if is_kernel:
+            output, accumulated, memory = selective_kernels.selective_attention(
+                query, key, value, base, *keys, *settings
+            )
+        elif not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in (query, key, value, base)):
             output, accumulated, memory = attend_in_blocks(query, key, value, base, keys, settings, held)
         elif held is None:
             output, accumulated, memory = BlockedAttention.apply(query, key, value, base, *keys, settings)
@@ -193,6 +212,21 @@ def selective_attention(
     return output, accumulated, SelectionDetails(votes, memory=memory, held=None if held is None else held.held)
 
 
+def attends_as_kernel(query: Tensor, value: Tensor, backend: str | None) -> bool:
+    """Whether the kernels take these inputs."""
+    if use_kernel is None:
+        return False
+    obstacle, width = None, max(query.shape[-1], value.shape[-1])
+    widest = 128 if query.dtype == torch.float32 else 256
+    if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        obstacle = f"the query is {query.dtype}, not torch.float32, bfloat16 or float16"
+    elif width > widest:
+        obstacle = f"heads of {width} in {query.dtype} are wider than {widest}"
+    elif not query.numel():
+        obstacle = "there are no queries"
+    return use_kernel("selective_attention", query, backend, obstacle)
+
+
 def selective_attention_step(
     query: Tensor,
     key: Tensor,
@@ -205,6 +239,7 @@ def selective_attention_step(
     selection_head: int = 0,
     strength: float = 1.0,
     naive: bool = False,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """
     One token more: attention with the votes cast so far, then the token's own votes. Keys may be in any order.
@@ -217,12 +252,29 @@ def selective_attention_step(
         votable (`torch.Tensor`): `[batch, keys]`, True where the token may vote.
         scale, selection_head, strength: as for `selective_attention`.
         naive (`bool`, defaults to `False`): compute probabilities instead of PyTorch's fused attention.
+        backend (`str`, *optional*): "triton" for the kernel, which has no gradients, "torch", or "auto", see
+            `leanformers.kernels`. The naive form is always torch.
 
     Returns:
         `(output, accumulated_selection, probabilities)`: `[batch, 1, heads, value_dim]`, `[batch, keys]`, and, of the
         naive form, `[batch, heads, 1, keys]`.
+
+    Raises:
+        `ValueError`: if shapes do not fit, or the backend is "triton" and the kernel does not apply.
     """
     check_shapes(query, key, value, selection_head)
+    if not naive and steps_as_kernel(query, key, value, selection, backend=backend):
+        return selective_decode.selective_attention_step(
+            query,
+            key,
+            value,
+            selection,
+            visible=visible,
+            votable=votable,
+            scale=scale,
+            selection_head=selection_head,
+            strength=strength,
+        )
     (batch, _, num_heads, head_dim), num_shared = query.shape, key.shape[2]
     scale = head_dim**-0.5 if scale is None else scale
     with torch.autocast(query.device.type, enabled=False):
@@ -239,6 +291,21 @@ def selective_attention_step(
     if probabilities is not None:
         probabilities = probabilities.reshape(batch, num_heads, 1, -1)
     return output.reshape(batch, 1, num_heads, -1), selection + votes, probabilities
+
+
+def steps_as_kernel(
+    query: Tensor, key: Tensor, value: Tensor, *others: Tensor, backend: str | None = None, obstacle: str | None = None
+) -> bool:
+    """Whether the kernel takes this step, if there is no other obstacle."""
+    if use_kernel is None:
+        return False
+    if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        obstacle = f"the query is {query.dtype}, not torch.float32, bfloat16 or float16"
+    elif (width := max(query.shape[-1], value.shape[-1])) > 256:
+        obstacle = f"heads of {width} are wider than 256"
+    elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value, *others)):
+        obstacle = "gradients are asked for (without them, use torch.no_grad())"
+    return use_kernel("selective_attention_step", query, backend, obstacle)
 
 
 def _attend_fused(query, key, value, selection, scale):

@@ -35,6 +35,17 @@ ARRIVAL = tl.constexpr(2**32)
 IS_INTERPRETED = triton.knobs.runtime.interpret
 
 
+class Slots(NamedTuple):
+    """What a cache holds."""
+
+    keys: Tensor  # [batch, key_value_heads, slots, dim], as are values
+    values: Tensor
+    votes: Tensor  # [batch, slots], float32
+    positions: Tensor  # [batch, slots], int64, -1 for a slot with nothing
+    is_start: Tensor  # [batch, slots], which tokens nobody votes against
+    num_real: Tensor  # [batch], int64, how many tokens there have been
+
+
 class Rule(NamedTuple):
     """The numbers of a step."""
 
@@ -44,17 +55,6 @@ class Rule(NamedTuple):
     protect_start: bool = True
     protect_self: bool = True
     sliding_window: int | None = None
-
-
-def why_not(query: Tensor) -> str | None:
-    """What keeps the kernel from a step of this query, if anything does."""
-    if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"the query is {query.dtype}, not float32, bfloat16 or float16"
-    if torch.is_grad_enabled() and query.requires_grad:
-        return "gradients are asked for, which single steps have in torch alone (use torch.no_grad())"
-    if query.shape[-1] > 256:
-        return f"heads of {query.shape[-1]} numbers are wider than 256"
-    return None
 
 
 def selective_attention_step(
@@ -85,27 +85,14 @@ def selective_attention_step(
 
 
 def attend_to_slots(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    votes: Tensor,
-    positions: Tensor,
-    is_start: Tensor,
-    num_real: Tensor,
-    is_real: Tensor | None,
-    rule: Rule,
-    num_splits: int | None = None,
+    query: Tensor, slots: Slots, is_real: Tensor | None, rule: Rule, num_splits: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """
     The same, of a cache that has let the token enter.
 
     Args:
         query (`torch.Tensor`): `[batch, 1, heads, head_dim]`.
-        keys, values (`torch.Tensor`): `[batch, key_value_heads, slots, dim]`.
-        votes (`torch.Tensor`): `[batch, slots]`, float32, 0 against the token itself.
-        positions (`torch.Tensor`): `[batch, slots]`, int64, -1 for a slot with nothing.
-        is_start (`torch.Tensor`): `[batch, slots]`, which tokens nobody votes against.
-        num_real (`torch.Tensor`): `[batch]`, int64, tokens so far, the new one among them.
+        slots (`Slots`): with those of the token, and no votes against it.
         is_real (`torch.Tensor`, *optional*): `[batch, 1]`, False if the token is padding, which does not vote.
         rule (`Rule`): the numbers of a step.
         num_splits (`int`, *optional*): as above.
@@ -113,32 +100,26 @@ def attend_to_slots(
     Returns:
         `(output, votes)`: `[batch, 1, heads, value_dim]`, and the votes after the token, `[batch, slots]`.
     """
-    return _attend_to_slots(query, keys, values, votes, positions, is_start, num_real, is_real, *rule, num_splits)
+    return _attend_to_slots(query, *slots, is_real, *rule, num_splits)
 
 
 def replace_and_attend_(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    votes: Tensor,
-    positions: Tensor,
-    is_start: Tensor,
-    num_real: Tensor,
+    slots: Slots,
     is_real: Tensor | None,
     rule: Rule,
     num_splits: int | None = None,
 ) -> Tensor:
     """
-    The same, of a cache whose slots are all taken: the token takes that of the most voted. Updates `keys`, `values`,
-    `votes`, `positions`, `is_start` and `num_real` in place.
+    The same, of a cache whose slots are all taken: the token takes that of the most voted, padding takes none.
 
     Args:
-        key, value (`torch.Tensor`): `[batch, 1, key_value_heads, dim]`, of the token.
-        num_real (`torch.Tensor`): `[batch]`, int64, tokens before this one.
-        query, keys, values, votes, positions, is_start, is_real, rule, num_splits: as for `attend_to_slots`. Padding
-            takes no slot.
+        query (`torch.Tensor`): `[batch, 1, heads, head_dim]`.
+        key, value (`torch.Tensor`): `[batch, key_value_heads, 1, dim]`, of the token.
+        slots (`Slots`): before the token; all six are updated in place.
+        is_real, rule, num_splits: as for `attend_to_slots`.
 
     Returns:
         `torch.Tensor`: `[batch, 1, heads, value_dim]`.
@@ -146,11 +127,9 @@ def replace_and_attend_(
     Raises:
         `ValueError`: if what is to be updated is not contiguous.
     """
-    for name, state in (("votes", votes), ("positions", positions), ("is_start", is_start), ("num_real", num_real)):
-        if not state.is_contiguous():
-            raise ValueError(f"`{name}` must be contiguous, got strides {state.stride()}.")
-    state = (keys, values, votes, positions, is_start, num_real)
-    return _replace_and_attend(query, key, value, *state, is_real, *rule, num_splits)
+    if strides := [states.stride() for states in slots if not states.is_contiguous()]:
+        raise ValueError(f"What is updated in place must be contiguous, got strides {strides}: pass copies.")
+    return _replace_and_attend(query, key, value, *slots, is_real, *rule, num_splits)
 
 
 @torch.library.custom_op("leanformers::selective_attention_step", mutates_args=())
@@ -307,8 +286,8 @@ def _launch(
         query.stride(2),
         *key.stride()[:3],
         *value.stride()[:3],
-        *((0, 0) if new_key is None else new_key.stride()[::2]),
-        *((0, 0) if new_value is None else new_value.stride()[::2]),
+        *((0, 0) if new_key is None else new_key.stride()[:2]),
+        *((0, 0) if new_value is None else new_value.stride()[:2]),
         SELECTION_HEAD=rule.selection_head,
         PROTECT_START=rule.protect_start,
         PROTECT_SELF=rule.protect_self,

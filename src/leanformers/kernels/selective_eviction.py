@@ -18,25 +18,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_KEYS = 16384  # more would not fit in the registers of 32 warps
 LOWEST_KEY = tl.constexpr(-(2**63))
-
-
-def why_not(selection: Tensor) -> str | None:
-    """What keeps the kernel from these votes, if anything does."""
-    if selection.dtype != torch.float32:
-        return f"votes are {selection.dtype}, not torch.float32"
-    if selection.shape[2] > MAX_KEYS:
-        return f"{selection.shape[2]} keys are more than {MAX_KEYS}"
-    return None
 
 
 def prune_(
     selection: Tensor,
     held: Tensor,
     is_start: Tensor,
-    is_real: Tensor | None = None,
-    *,
+    is_real: Tensor | None,
     memory_budget: int,
     protect_start: bool = True,
 ) -> None:
