@@ -22,6 +22,7 @@ Shapes: B batch, T time, H heads, K key width, V value width, C chunk, N chunks.
 memory is `[B, H, K, V]`, as in flash-linear-attention.
 """
 
+from collections.abc import Callable
 from functools import cache
 from itertools import repeat
 
@@ -30,6 +31,7 @@ from torch.nn.functional import pad
 
 # Tokens times heads, of all chunks that a processor computes at once.
 ROWS_AT_ONCE = 4096
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.jit.is_tracing)  # new in torch 2.7
 
 
 def naive_sum_rule(
@@ -222,7 +224,9 @@ def _in_chunks(query, key, value, beta, state, document_ids, chunk_size):
     batch, length, num_heads, key_dim = key.shape
     if length <= 1:  # a row's first document goes on from the memory: there is nothing to tell apart
         return _one_step(query, key, value, beta, state) if length else (value, state)
-    if isinstance(length, torch.SymInt):  # exported for any length, whose chunks cannot be counted: a single one
+    if is_exporting():
+        return _scan(query, key, value, beta, state, document_ids)
+    if isinstance(length, torch.SymInt):  # compiled for any length, whose chunks cannot be counted: a single one
         size = at_once = length
     else:
         size, at_once = min(chunk_size or (64 if key_dim >= 64 else 32), length), length
@@ -286,6 +290,30 @@ def _one_step(query, key, value, beta, state):
         written = beta[:, 0, :, None, None] * (written - k @ state)
     state = state + k.mT * written
     return (q @ state).transpose(1, 2), state
+
+
+def _scan(query, key, value, beta, state, document_ids):
+    """The recurrence as one operator that exporters know, for any length. ONNX has none for a triangular system."""
+    from torch._higher_order_ops.scan import scan
+
+    goes_on = torch.ones_like(key[..., 0])
+    if document_ids is not None:
+        goes_on = goes_on * pad(document_ids[:, 1:] == document_ids[:, :-1], (1, 0), value=True)[..., None]
+    inputs = (query, key, value, goes_on) if beta is None else (query, key, value, goes_on, beta)
+    if not torch.is_grad_enabled():  # what decomposes the program later forgets that, and would differentiate it
+        state, inputs = state.detach(), tuple(tensor.detach() for tensor in inputs)
+
+    def step(state, token):
+        q, k, v, goes_on, *b = token
+        state = state * goes_on[..., None, None]
+        written = v[..., None, :]
+        if b:
+            written = b[0][..., None, None] * (written - k[..., None, :] @ state)
+        state = state + k[..., None] * written
+        return state, (q[..., None, :] @ state).squeeze(-2)
+
+    state, output = scan(step, state, tuple(tensor.transpose(0, 1) for tensor in inputs))
+    return output.transpose(0, 1), state
 
 
 def _cut(tensor: torch.Tensor, size: int) -> torch.Tensor:

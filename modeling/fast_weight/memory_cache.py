@@ -32,6 +32,9 @@ class FastWeightLayer(LinearAttentionLayer, CacheLayerMixin):
     """
     One block's memory and the sum of its keys, in `DynamicCache(config=...)`. It counts the tokens it has seen, which
     `generate` asks of a cache, and takes new states as they are: they stay part of the graph until `detach_`.
+
+    Attributes:
+        seen: `[tokens, 0]`, so many as it has seen. Exported programs take a cache of any length, but fix its numbers.
     """
 
     _layer_type = "fast_weight"
@@ -41,7 +44,7 @@ class FastWeightLayer(LinearAttentionLayer, CacheLayerMixin):
     def __init__(self, **kwargs):
         CacheLayerMixin.__init__(self)
         LinearAttentionLayer.__init__(self, number_of_states=2)
-        self.num_seen = 0
+        self.seen = torch.empty(0, 0)
 
     def read(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Memory `[batch, heads, key_dim, value_dim]` and sum of keys `[batch, heads, key_dim]`, or None for empty."""
@@ -54,7 +57,7 @@ class FastWeightLayer(LinearAttentionLayer, CacheLayerMixin):
             self.is_recurrent_states_initialized[i] = state is not None
             self.has_previous_state[i] = True
         self.device, self.dtype, self.is_initialized = memory.device, memory.dtype, True
-        self.num_seen += num_tokens
+        self.seen = memory.new_empty(self.get_seq_length() + num_tokens, 0)
 
     def detach_(self) -> None:
         """Cut the graph here: gradients of later tokens end at these states (truncated backpropagation)."""
@@ -69,10 +72,10 @@ class FastWeightLayer(LinearAttentionLayer, CacheLayerMixin):
         )
 
     def get_seq_length(self) -> int:
-        return self.num_seen
+        return self.seen.shape[0]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.num_seen + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
         return -1
@@ -83,7 +86,7 @@ class FastWeightLayer(LinearAttentionLayer, CacheLayerMixin):
         )
 
     def reset(self) -> None:
-        self.num_seen = 0
+        self.seen = torch.empty(0, 0)
         for i in self.recurrent_states:
             self.recurrent_states[i] = None
             self.is_recurrent_states_initialized[i] = self.has_previous_state[i] = False

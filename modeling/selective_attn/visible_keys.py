@@ -65,7 +65,7 @@ def first_tokens(
         return places == 0
     if is_real is None:
         is_real = torch.ones(shape, dtype=torch.bool, device=device)
-    latest = torch.where(is_real, places, -1).cummax(-1).values
+    latest = torch.where(is_real, places, -1).cummax(-1)[0]
     before = torch.where(places == 0, -1, latest.roll(1, -1))  # the last token that is no padding before each one
     is_first = before < 0
     if document_ids is not None:
