@@ -144,7 +144,7 @@ class AdaptiveLogSoftmax(nn.Module):
 
 def project_back(hidden_states: torch.Tensor, projection: nn.Module) -> torch.Tensor:
     """`hidden_states` `[..., out_features]` times the matrix of `projection`, adapters and quantisation included."""
-    if type(projection) is nn.Linear:
+    if type(projection) is nn.Linear and type(projection.weight) is nn.Parameter:
         return hidden_states @ projection.weight
     rows = torch.eye(projection.in_features, dtype=hidden_states.dtype, device=hidden_states.device)
     return hidden_states @ projection(rows).T
