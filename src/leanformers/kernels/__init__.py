@@ -18,12 +18,27 @@ import os
 from functools import cache
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "triton", "torch")
 ENVIRONMENT_VARIABLE = "LEANFORMERS_KERNELS"
+
+
+def chosen_backend(backend: str | None = None) -> str:
+    """
+    One of `BACKENDS`: the argument, else what the environment says.
+
+    Raises:
+        `ValueError`: if that is none of them.
+    """
+    wanted = backend or os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    if wanted not in BACKENDS:
+        where = "backend" if backend else ENVIRONMENT_VARIABLE
+        raise ValueError(f"{where} must be one of {', '.join(BACKENDS)}, got {wanted!r}.")
+    return wanted
 
 
 def use_kernel(name: str, tensor: Tensor, backend: str | None = None, obstacle: str | None = None) -> bool:
@@ -39,19 +54,14 @@ def use_kernel(name: str, tensor: Tensor, backend: str | None = None, obstacle: 
     Raises:
         `ValueError`: if the backend is unknown, or is "triton" and the kernel does not apply.
     """
-    wanted = backend or os.environ.get(ENVIRONMENT_VARIABLE, "auto")
-    if wanted not in BACKENDS:
-        where = "backend" if backend else ENVIRONMENT_VARIABLE
-        raise ValueError(f"{where} must be one of {', '.join(BACKENDS)}, got {wanted!r}.")
+    wanted = chosen_backend(backend)
     if wanted == "torch" or (wanted == "auto" and not tensor.is_cuda):
         return False
     obstacle = obstacle or _missing(tensor.is_cuda)
-    if obstacle is None:
-        _log_once(name, "its Triton kernel")
-    elif wanted == "triton":
+    if obstacle is not None and wanted == "triton":
         raise ValueError(f"{name} has no kernel for this: {obstacle}.")
-    else:
-        _log_once(name, f"torch, as {obstacle}")
+    if not torch.compiler.is_compiling():  # which traces no logging
+        _log_once(name, "its Triton kernel" if obstacle is None else f"torch, as {obstacle}")
     return obstacle is None
 
 
@@ -64,17 +74,29 @@ def _missing(is_cuda: bool) -> str | None:
 
 
 def _mend_interpreter() -> None:
-    """Let the interpreter of Triton 3.6 take bounds of loops from arrays of one number, which NumPy 2.4 refuses."""
+    """
+    What Triton 3.6's interpreter does not do: take bounds of loops from arrays of one number, which NumPy 2.4 refuses,
+    and round to the nearest bfloat16, as GPUs do, instead of cutting off.
+    """
+    import numpy
+    from triton import language
     from triton.runtime import interpreter
 
-    patch = interpreter._patch_lang_tensor
+    patch, convert = interpreter._patch_lang_tensor, interpreter._convert_float
 
     def patched(tensor, *scope):
         patch(tensor, *scope)
         set_attribute = scope[0].set_attr if scope else setattr
         set_attribute(tensor, "__index__", lambda self: self.handle.data.item())
 
-    interpreter._patch_lang_tensor = patched
+    def rounded(values, from_type, to_type, rounding_mode):
+        if (from_type, to_type) != (language.float32, language.bfloat16):
+            return convert(values, from_type, to_type, rounding_mode)
+        bits = numpy.ascontiguousarray(values, numpy.float32).view(numpy.uint32)
+        nearest = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # to the even one of two
+        return numpy.where(numpy.isnan(values), bits >> 16 | 0x40, nearest).astype(numpy.uint16).reshape(values.shape)
+
+    interpreter._patch_lang_tensor, interpreter._convert_float = patched, rounded
 
 
 if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None:
