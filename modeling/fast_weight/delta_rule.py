@@ -29,6 +29,15 @@ from itertools import repeat
 import torch
 from torch.nn.functional import pad
 
+try:
+    from leanformers.kernels import chosen_backend, use_kernel
+except ImportError:  # this code has come without leanformers
+    use_kernel = None  # type: ignore[assignment]
+try:
+    from leanformers.kernels import delta_rule as kernels
+except ImportError:  # without Triton
+    kernels = None  # type: ignore[assignment]
+
 # Tokens times heads, of all chunks that a processor computes at once.
 ROWS_AT_ONCE = 4096
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.jit.is_tracing)  # new in torch 2.7
@@ -114,13 +123,23 @@ def chunk_sum_rule(
     document_ids: torch.LongTensor | None = None,
     cu_seqlens: torch.LongTensor | None = None,
     chunk_size: int | None = None,
+    backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
     The sum rule. Arguments, results and errors are those of `chunk_delta_rule`, without `beta`.
     """
     _check(query, key, value, None, initial_state, document_ids, cu_seqlens, chunk_size)
+    if takes_kernel("The sum rule", value, backend, chunk_size=chunk_size):
+        return kernels.chunk_sum_rule(
+            *(query, key, value),
+            initial_state=initial_state,
+            output_final_state=output_final_state,
+            document_ids=document_ids,
+            cu_seqlens=cu_seqlens,
+            chunk_size=chunk_size,
+        )
     if cu_seqlens is not None:
-        options = {"output_final_state": output_final_state, "chunk_size": chunk_size}
+        options = {"output_final_state": output_final_state, "chunk_size": chunk_size, "backend": "torch"}
         return _apart(chunk_sum_rule, cu_seqlens, (query, key, value), initial_state, options)
     state = _initial_state(key, value, initial_state)
     with _full_precision(query):
@@ -140,10 +159,11 @@ def chunk_delta_rule(
     document_ids: torch.LongTensor | None = None,
     cu_seqlens: torch.LongTensor | None = None,
     chunk_size: int | None = None,
+    backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    The delta rule. Memory and solve are in float32 (float64 for float64), whatever the inputs are. Where
-    flash-linear-attention has a kernel for inputs in half precision (`has_kernel`), it is used.
+    The delta rule. Memory and solve are in float32 (float64 for float64), whatever the inputs are. On a GPU it runs
+    as flash-linear-attention's kernel where that is installed and applies (`has_kernel`), else as leanformers' own.
 
     Args:
         query, key (`torch.Tensor`): `[B, T, H, K]`, behind the feature map and normalised.
@@ -157,15 +177,18 @@ def chunk_delta_rule(
         cu_seqlens (`torch.LongTensor`, *optional*): `[N + 1]` for N sequences side by side in a batch of 1: sequence i
             is `cu_seqlens[i] : cu_seqlens[i + 1]`, and the memories are `[N, H, K, V]`.
         chunk_size (`int`, *optional*): tokens per chunk; None chooses by the key's width.
+        backend (`str`, *optional*): "triton" for leanformers' kernel, "torch" for none, or "auto", see
+            `leanformers.kernels`.
 
     Returns:
         `(output, final_state)`: `[B, T, H, V]` in the value's dtype, and the memory or None.
 
     Raises:
-        `ValueError`: if the shapes do not fit together.
+        `ValueError`: if the shapes do not fit together, or the backend is "triton" and the kernel does not apply.
     """
     _check(query, key, value, beta, initial_state, document_ids, cu_seqlens, chunk_size)
-    if document_ids is None and query.dtype == value.dtype and has_kernel(value, query.shape[-1]):
+    is_plain = document_ids is None and query.dtype == value.dtype
+    if is_plain and takes_fla(value, query.shape[-1], backend):
         return _kernel()(
             *(query, key, value, beta),
             scale=1.0,
@@ -173,8 +196,17 @@ def chunk_delta_rule(
             output_final_state=output_final_state,
             cu_seqlens=cu_seqlens,
         )
+    if takes_kernel("The delta rule", value, backend, chunk_size=chunk_size):
+        return kernels.chunk_delta_rule(
+            *(query, key, value, beta),
+            initial_state=initial_state,
+            output_final_state=output_final_state,
+            document_ids=document_ids,
+            cu_seqlens=cu_seqlens,
+            chunk_size=chunk_size,
+        )
     if cu_seqlens is not None:
-        options = {"output_final_state": output_final_state, "chunk_size": chunk_size}
+        options = {"output_final_state": output_final_state, "chunk_size": chunk_size, "backend": "torch"}
         return _apart(chunk_delta_rule, cu_seqlens, (query, key, value, beta), initial_state, options)
     state = _initial_state(key, value, initial_state)
     with _full_precision(query):
@@ -199,6 +231,24 @@ def has_kernel(value: torch.Tensor, key_dim: int) -> bool:
     """
     is_half = value.is_cuda and value.dtype in (torch.float16, torch.bfloat16)
     return is_half and value.shape[1] > value.shape[2] and key_dim <= 256 and _kernel() is not None
+
+
+def takes_fla(value: torch.Tensor, key_dim: int, backend: str | None = None) -> bool:
+    """Whether flash-linear-attention's kernel runs, which a choice of backend rules out."""
+    is_free = use_kernel is None or chosen_backend(backend) == "auto"
+    return is_free and has_kernel(value, key_dim)
+
+
+def takes_kernel(name: str, value: torch.Tensor, backend: str | None = None, *, chunk_size: int | None = None) -> bool:
+    """Whether leanformers' kernel of that name runs. Nothing to compute and exported programs are torch's."""
+    if use_kernel is None or is_exporting() or value.numel() == 0:
+        return False
+    obstacle = None
+    if value.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        obstacle = f"it takes float32, bfloat16 and float16, not {value.dtype}"
+    elif chunk_size not in (None, 16, 32, 64):
+        obstacle = f"chunk_size must be 16, 32 or 64, not {chunk_size}"
+    return use_kernel(name, value, backend, obstacle)
 
 
 def _full_precision(tensor: torch.Tensor) -> torch.autocast:

@@ -36,10 +36,10 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .adaptive_softmax import AdaptiveSoftmax
 from .configuration_fast_weight import FastWeightConfig
-from .delta_rule import has_kernel
+from .delta_rule import takes_fla, takes_kernel
 from .feature_maps import Favor, build_feature_map, normalize_features
 from .memory_cache import CACHE_NAME, FastWeightLayer, accept_cache
-from .normalized_rules import normalized_rule
+from .normalized_rules import dpfp_rule, normalized_rule
 from .positions import (
     documents_of,
     forward_positions,
@@ -100,23 +100,20 @@ class FastWeightMemory(nn.Module):
         Returns:
             `(output, None)`: `[batch, length, hidden_size]`; there are no attention weights.
         """
-        value = self._heads(self.v_proj(hidden_states))
-        query = self._features(self.q_proj(hidden_states))
-        key = self._features(self.k_proj(hidden_states))
-        if attention_mask is not None:
-            key = key * attention_mask[..., None, None].to(key.dtype)
+        query, key, value = (self._heads(proj(hidden_states)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         beta = None
         if self.config.update_rule == "delta":
-            beta = self.beta_proj(hidden_states).to(key.dtype).sigmoid()
+            beta = self.beta_proj(hidden_states).to(torch.promote_types(key.dtype, torch.float32)).sigmoid()
         self._tell_path(value, document_ids)
 
         layer = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         memory, normalizer = (None, None) if layer is None else layer.read()
-        output, memory, normalizer = normalized_rule(
+        output, memory, normalizer = self._rule(
             query,
             key,
             value,
             beta,
+            attention_mask,
             attention_norm=self.config.attention_norm,
             eps=self.config.attention_norm_eps,
             initial_state=memory,
@@ -132,23 +129,36 @@ class FastWeightMemory(nn.Module):
     def _heads(self, projected: torch.Tensor) -> torch.Tensor:
         return projected.unflatten(-1, (projected.shape[-1] // self.head_dim, self.head_dim))
 
-    def _features(self, projected: torch.Tensor) -> torch.Tensor:
-        """Keys or queries `[batch, length, heads, key_dim]`, in float32 at least, as their sums are."""
-        features = self.feature_map(self._heads(projected).to(torch.promote_types(projected.dtype, torch.float32)))
-        return normalize_features(features, self.config.key_norm_eps) if self.config.key_norm == "sum" else features
+    def _rule(self, query, key, value, beta, attention_mask, **options):
+        """`normalized_rule` behind the feature map, which a kernel may have inside."""
+        eps = self.config.key_norm_eps if self.config.key_norm == "sum" else None
+        mask = None if attention_mask is None else attention_mask[..., None, None].to(key.dtype)
+        if self.config.feature_map == "dpfp":
+            key = key if mask is None else key * mask
+            return dpfp_rule(query, key, value, beta, nu=self.config.dpfp_nu, key_norm_eps=eps, **options)
+        # In float32 at least, as their sums are.
+        dtype = torch.promote_types(key.dtype, torch.float32)
+        query, key = self.feature_map(query.to(dtype)), self.feature_map(key.to(dtype))
+        if eps is not None:
+            query, key = normalize_features(query, eps), normalize_features(key, eps)
+        return normalized_rule(query, key if mask is None else key * mask, value, beta, **options)
 
     def _tell_path(self, value: torch.Tensor, document_ids: torch.LongTensor | None) -> None:
         # A single token is the recurrence's on any device, which says nothing about a text.
         if torch.compiler.is_compiling() or self.layer_idx > 0 or value.shape[1] == 1:
             return
         is_delta, is_packed = self.config.update_rule == "delta", document_ids is not None
-        if is_delta and not is_packed and has_kernel(value, self.key_dim):
+        is_fla = is_delta and not is_packed and takes_fla(value, self.key_dim)
+        if not (is_fla and self.config.feature_map != "dpfp") and takes_kernel("FastWeight's update rule", value):
+            return  # which has told it
+        if is_fla:
             logger.info_once("FastWeight runs the delta rule through flash-linear-attention's kernel.")
         elif is_delta and value.is_cuda:
             logger.warning_once(
-                "FastWeight runs the delta rule in plain PyTorch. flash-linear-attention's kernel (`pip install "
-                "fla-core`) is for half precision, keys up to 256 wide, more tokens than heads and no packed "
-                f"documents (here {value.dtype}, {self.key_dim} wide, {'packed' if is_packed else 'not packed'})."
+                "FastWeight runs the delta rule in plain PyTorch. leanformers has a kernel for it (`pip install "
+                "leanformers[kernels]`); flash-linear-attention's (`pip install fla-core`) is for half precision, "
+                "keys up to 256 wide, more tokens than heads and no packed documents (here "
+                f"{value.dtype}, {self.key_dim} wide, {'packed' if is_packed else 'not packed'})."
             )
         else:
             logger.info_once("FastWeight runs its update rule in plain PyTorch, in chunks.")
