@@ -4,6 +4,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -243,6 +244,7 @@ def test_hub_that_is_started_again_has_everything(folder: Path, online: Online):
 
 
 def test_each_version_has_its_tag(folder: Path, online: Online, monkeypatch: pytest.MonkeyPatch):
+    push(folder, REPOSITORY, check=False)
     push(folder, REPOSITORY, tag="v1", check=False)
     change_bias(folder)
     with pytest.raises(ValueError, match=r"has the tag v1 already, on commit [0-9a-f]{7}"):
@@ -282,6 +284,7 @@ def test_token_is_seen_nowhere(
 ):
     caplog.set_level("DEBUG")
     push(folder, REPOSITORY, private=True, tag="v1", check=False)
+    assert HfApi().whoami()["name"] == "somebody"
     assert any(headers.get("Authorization") == f"Bearer {TOKEN}" for headers in online.hub.headers)
     files = [path for path in (online.hub.folder).rglob("*") if path.is_file()]
     assert len(files) > 10 and not [path for path in files if TOKEN.encode() in path.read_bytes()]
@@ -330,3 +333,19 @@ def test_every_kind_goes_to_the_hub_and_is_loaded_from_it(
     assert seen[commit]["outputs"] == digest(outputs_of(model))
     assert seen[commit]["tokenizer"] == tokenizers.source.tokenize("def main(")
     assert ("target tokenizer" in seen[commit]) == model.config.is_encoder_decoder
+
+
+@pytest.mark.slow
+def test_reader_follows_security_md(folder: Path, root: Path, online: Online, tmp_path: Path):
+    push(folder, REPOSITORY, check=False)
+    commit = online.hub.repository(REPOSITORY).resolve("main").oid
+    [block] = re.findall(r"```console\n(.*?)```", (root / "SECURITY.md").read_text(), re.DOTALL)
+    block = block.replace("ORGANISATION/NAME", REPOSITORY).replace("COMMIT", commit)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    commands = {"cwd": tmp_path / "home", "env": online.environment(PATH=path), "capture_output": True, "text": True}
+    for line in block.splitlines():
+        process = subprocess.run(line.removeprefix("$ ").replace("less", "cat"), shell=True, **commands)
+        assert process.returncode == 0, process.stdout + process.stderr
+        assert TOKEN not in process.stdout + process.stderr
+        if "hub.check" in line:
+            assert process.stdout.splitlines()[-1].endswith("bit for bit.")

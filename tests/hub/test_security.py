@@ -55,9 +55,11 @@ def test_changed_byte_is_named_and_not_run(folder: Path, tmp_path: Path):
 
 def test_file_that_is_not_listed_or_not_there_is_named(folder: Path):
     (folder / "more.py").write_text("pass\n")
+    (folder / "ops").mkdir()
+    (folder / "ops" / "delta.py").write_text("pass\n")
     (folder / "soft_positions.py").unlink()
     problems = check(folder).problems
-    assert [problem.split(" is ")[0] for problem in problems] == ["soft_positions.py", "more.py"]
+    assert [problem.split(" is ")[0] for problem in problems] == ["soft_positions.py", "more.py", "ops/delta.py"]
 
 
 # Nothing leads out of the folder.

@@ -29,9 +29,9 @@ def safety_problems(directory: Path) -> list[str]:
 
 
 def code_hashes(directory: Path) -> dict[str, str]:
-    """SHA-256 of each Python file that the loader may take from the folder."""
-    files = sorted(directory.glob("*.py"))
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    """SHA-256 of each Python file under the folder, by its path in there."""
+    files = sorted(directory.rglob("*.py"))
+    return {file.relative_to(directory).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def leads_out(name: str) -> bool:

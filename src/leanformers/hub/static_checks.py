@@ -20,6 +20,8 @@ from .shipped_code import class_names, code_problems
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npy", ".npz", ".joblib"}
 TRAINING_FILES = ("training_args.bin", "optimizer", "scheduler", "rng_state", "scaler")
 TEXT_FILES = {".json", ".jsonl", ".md", ".py", ".txt", ".yaml", ".yml", ".jinja", ".cfg", ".toml"}
+NO_TEXT = {".safetensors", ".png"}
+LARGEST_TEXT = 2**26
 GENERATING = {"AutoModelForSeq2SeqLM", "AutoModelForCausalLM"}
 SECRETS = {
     "what looks like a token of the Hub": re.compile(r"\bhf_[A-Za-z0-9]{30,}"),
@@ -200,10 +202,10 @@ def _card_problems(directory: Path) -> list[str]:
 
 
 def _secret_problems(directory: Path) -> list[str]:
-    """Never quotes what it found. Weights and pictures are not text; the vocabulary is, and hides nothing."""
+    """Never quotes what it found. Weights and pictures are not text, nor is what is larger than any text here."""
     problems, own_token = [], get_token()
     for path in sorted(directory.rglob("*")):
-        if not path.is_file() or path.suffix in (".safetensors", ".png"):
+        if not path.is_file() or path.suffix in NO_TEXT or path.stat().st_size > LARGEST_TEXT:
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
         found = [name for name, pattern in SECRETS.items() if pattern.search(text)]
