@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from leanformers.kernels.selective_decode import Slots
+from leanformers.kernels.selective_decode import selective_attention_step as kernel
 from leanformers.modeling.selective_attn import SelectiveAttnConfig
 from leanformers.modeling.selective_attn.attention_layer import SelectiveAttnAttention
 from leanformers.modeling.selective_attn.context_pruning import Held
@@ -49,8 +51,6 @@ def check_step(
     if num_splits is None:
         found = step(dtype, **given, **options, backend="triton")
     else:
-        from leanformers.kernels.selective_decode import selective_attention_step as kernel
-
         found = kernel(query, key, value, selection, **given, **options, num_splits=num_splits)
     assert found[0].dtype == dtype and found[1].dtype == torch.float32 and found[2] is None
     for name, actual, torch_s, right in zip(("output", "votes"), found[:2], usual[:2], exact[:2], strict=True):
@@ -105,6 +105,19 @@ def check_layer(
     if is_real is not None:  # what padding reads is nobody's business
         expected, found = (each[is_real[:, prompt:]] for each in (expected, found))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def slots_of(batch=2, shared=2, num_slots=150, dim=16, dtype=torch.float32) -> Slots:
+    """Full slots in any order, of which few may leave, and the best of those are ties."""
+    positions = torch.stack([torch.randperm(num_slots) for _ in range(batch)])
+    return Slots(
+        torch.randn(batch, shared, num_slots, dim).to(dtype),
+        torch.randn(batch, shared, num_slots, dim).to(dtype),
+        torch.randint(0, 5, (batch, num_slots)).float(),
+        positions,
+        positions == 0,
+        torch.full((batch,), num_slots),
+    )
 
 
 def check_pruning(

@@ -1,13 +1,19 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
 """The kernels of one token more and of what a prompt drops are torch's forms of them."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import DynamicCache
 
 pytest.importorskip("triton")
 
-from kernels.selective_steps import check_layer, check_pruning, check_step, layer_of, read, whole_numbers
+from kernels.selective_steps import check_layer, check_pruning, check_step, layer_of, read, slots_of, whole_numbers
 from models.test_selective_attn import small_model, words
 
 from leanformers.kernels.selective_decode import Rule, Slots, replace_and_attend_
@@ -114,19 +120,6 @@ def test_recorded_votes_are_torch_s(monkeypatch):
     with pytest.raises(ValueError, match="no kernel for this: votes of a layer with a budget are recorded"):
         caches[1].layers[0].memory_budget = 4
         read(layer, hidden[:, :1], None, caches[1])
-
-
-def slots_of(batch=2, shared=2, num_slots=150, dim=16) -> Slots:
-    """Full slots in any order, of which few may leave, and the best of those are ties."""
-    positions = torch.stack([torch.randperm(num_slots) for _ in range(batch)])
-    return Slots(
-        torch.randn(batch, shared, num_slots, dim),
-        torch.randn(batch, shared, num_slots, dim),
-        torch.randint(0, 5, (batch, num_slots)).float(),
-        positions,
-        positions == 0,
-        torch.full((batch,), num_slots),
-    )
 
 
 @pytest.mark.parametrize("num_splits", [2, 3])
@@ -278,3 +271,19 @@ def test_what_the_kernels_cannot_take_is_told(monkeypatch):
         layer(hidden, past_key_values=DynamicCache(config=layer.config), output_memories=True)
     with pytest.raises(ValueError, match="gradients are asked for"):
         layer(hidden, past_key_values=DynamicCache(config=layer.config))
+
+
+# A real compiler
+
+
+@SLOW
+def test_kernels_fit_the_registers_and_shared_memory_of_gpus():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("selective_decode_resources.py")
+    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+    for name, found in json.loads(run.stdout).items():
+        for architecture, limit in (("sm_80", 163), ("sm_90", 227)):
+            used = found[architecture]
+            assert used["shared bytes"] <= limit * 1024, f"{name}: {used}"
+            # What many keys are walked with does not fit; a little of it leaves little for the cache of a processor.
+            assert used["spilled bytes"] <= (512 if name.startswith("eviction") else 0), f"{name}: {used}"

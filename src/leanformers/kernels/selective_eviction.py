@@ -52,7 +52,7 @@ def _prune(
     if not selection.numel():
         return
     block = max(triton.next_power_of_2(end), 32)
-    _walk[(batch,)](
+    walk_kernel[(batch,)](
         selection,
         held,
         is_start,
@@ -82,7 +82,7 @@ def num_warps(block: int) -> int:
 
 
 @triton.jit(do_not_specialize=["num_rows", "end", "budget"])
-def _walk(
+def walk_kernel(
     selection,
     held,
     is_start,
