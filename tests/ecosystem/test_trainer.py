@@ -1,0 +1,283 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""transformers' own Trainer, with its own collators and callbacks, on every model."""
+
+import copy
+import gc
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import evaluate
+import huggingface_hub
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from ecosystem.subjects import TOKENS, Subject
+from ecosystem.texts import words
+from hub.local_hub import LocalHub
+from safetensors.torch import load_file
+from torch.nn import functional
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorWithFlattening,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+)
+
+from leanformers.metrics import exact_match
+from numerics import assert_close
+
+LENGTHS = (9, 4, 7, 5, 3, 8, 6, 4)
+ONE_STEP = {"max_steps": 1, "logging_steps": 1, "learning_rate": 0.0, "max_grad_norm": 0.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_garbage() -> Iterator[None]:
+    """accelerate collects garbage in every run, and would look through all modules ever imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def right_padding(tokenizer) -> PreTrainedTokenizerBase:
+    other = copy.deepcopy(tokenizer)
+    other.padding_side = "right"
+    return other
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[dict[str, list[int]]]:
+    """Texts of different lengths that end as sentences do."""
+    texts = [words(1, length, seed=length + number)[0].tolist() for number, length in enumerate(LENGTHS)]
+    return [{"input_ids": text, "labels": [*text[1:], TOKENS["eos_token_id"]]} for text in texts]
+
+
+def examples(subject: Subject, rows: list[dict]) -> Dataset:
+    """A decoder's labels are its inputs."""
+    return Dataset.from_list([row | {"labels": row["input_ids"]} if subject.is_decoder else row for row in rows])
+
+
+def start(
+    subject: Subject, rows: list[dict], folder: Path, tokenizer, *, collator=None, kind=Trainer, model=None, **options
+) -> Trainer:
+    """A trainer; what it takes beside arguments stands in `given`."""
+    given = options.pop("given", {})
+    model = subject.build() if model is None else model
+    arguments = Seq2SeqTrainingArguments if kind is Seq2SeqTrainer else TrainingArguments
+    options = {"per_device_train_batch_size": 8, "per_device_eval_batch_size": 8, "save_strategy": "no"} | options
+    settings = arguments(
+        str(folder), use_cpu=True, report_to="none", disable_tqdm=True, remove_unused_columns=False, **options
+    )
+    data, padding = examples(subject, rows), DataCollatorForSeq2Seq(tokenizer, model=model)
+    return kind(
+        model,
+        settings,
+        collator or padding,
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokenizer,
+        **given,
+    )
+
+
+def first_step(trainer: Trainer) -> tuple[float, float]:
+    trainer.train()
+    logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    return logged["loss"], logged["grad_norm"]
+
+
+@torch.no_grad()
+def logits_alone(model: PreTrainedModel, subject: Subject, row: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of one row without padding, `[length, vocab_size]`, and what they should predict."""
+    ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
+    if subject.is_decoder:
+        return model(input_ids=ids).logits[0, :-1], ids[0, 1:]
+    begin = torch.tensor([model.config.decoder_start_token_id])
+    inputs = torch.cat([begin, labels[:-1]])[None]
+    return model(input_ids=ids, decoder_input_ids=inputs).logits[0], labels
+
+
+def loss_by_hand(model: PreTrainedModel, subject: Subject, rows: list[dict], label_smoothing: float = 0.0) -> float:
+    """Cross-entropy per token of rows that never saw each other or padding."""
+    parts = [logits_alone(model, subject, row) for row in rows]
+    logits, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing).item()
+
+
+def matches(prediction) -> dict[str, float]:
+    """The library's metric, loaded by path, on the token that each logit prefers."""
+    metric = evaluate.load(str(Path(exact_match.__file__).parent))
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    real = prediction.label_ids != -100
+    tokens, labels = logits.argmax(-1)[real], prediction.label_ids[real]
+    return metric.compute(predictions=list(map(str, tokens)), references=list(map(str, labels)))
+
+
+@pytest.mark.tool("Trainer", "evaluate, predict, compute_metrics")
+def test_evaluation(subject, rows, right_padding, tmp_path):
+    trainer = start(subject, rows, tmp_path, right_padding, given={"compute_metrics": matches})
+    result = trainer.predict(trainer.eval_dataset)
+    predictions = result.predictions[0] if isinstance(result.predictions, tuple) else result.predictions
+    correct = total = 0
+    for number, row in enumerate(rows):
+        logits, labels = logits_alone(trainer.model, subject, row)
+        assert_close(f"row {number}", torch.tensor(predictions[number, : len(logits)]), logits)
+    for number, row in enumerate(rows):
+        correct += sum(
+            predictions[number, : len(row["labels"])].argmax(-1) == examples(subject, rows)[number]["labels"]
+        )
+        total += len(row["labels"])
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(loss_by_hand(trainer.model, subject, rows), rel=1e-5)
+    (score,) = (value for name, value in metrics.items() if name == "eval_exact_match")
+    assert score == pytest.approx(result.metrics["test_exact_match"])
+    assert score in (pytest.approx(correct / total), pytest.approx(100 * correct / total))
+
+
+@pytest.mark.tool("Trainer", "predict_with_generate")
+def test_generation_in_evaluation(translator, rows, right_padding, tmp_path):
+    generated = []
+
+    def keep(prediction) -> dict[str, float]:
+        generated.append(torch.tensor(prediction.predictions))
+        return {"rows": len(prediction.predictions)}
+
+    options = {"predict_with_generate": True, "generation_max_length": 6, "generation_num_beams": 2}
+    trainer = start(
+        translator, rows, tmp_path, right_padding, kind=Seq2SeqTrainer, given={"compute_metrics": keep}, **options
+    )
+    result = trainer.predict(trainer.eval_dataset)
+    assert trainer.evaluate()["eval_rows"] == len(rows) == result.metrics["test_rows"]
+    pad = TOKENS["pad_token_id"]
+    for number, row in enumerate(rows):
+        alone = trainer.model.generate(torch.tensor([row["input_ids"]]), max_length=6, num_beams=2)[0]
+        for texts in (*generated, torch.tensor(result.predictions)):
+            text = texts[number][texts[number] != -100]
+            assert torch.equal(text[: len(alone)], alone) and (text[len(alone) :] == pad).all()
+
+
+@pytest.mark.tool("Trainer", "label smoothing")
+def test_label_smoothing(subject, rows, right_padding, tmp_path):
+    trainer = start(subject, rows, tmp_path, right_padding, label_smoothing_factor=0.2, **ONE_STEP)
+    expected = loss_by_hand(trainer.model, subject, rows, label_smoothing=0.2)
+    assert first_step(trainer)[0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.tool("Trainer", "gradient accumulation (num_items_in_batch)")
+def test_loss_does_not_depend_on_accumulation(subject, rows, right_padding, tmp_path):
+    results = []
+    for size in (8, 2):
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
+        results.append(first_step(start(subject, rows, tmp_path, right_padding, **options, **ONE_STEP)))
+    expected = loss_by_hand(subject.build(), subject, rows)
+    for loss, norm in results:
+        assert loss == pytest.approx(expected, rel=1e-5)
+        assert norm == pytest.approx(results[0][1], rel=1e-4)
+
+
+PACKINGS = {
+    "position_ids": {},
+    "position_ids and cu_seq_lens": {"return_flash_attn_kwargs": True},
+    "position_ids and seq_idx": {"return_seq_idx": True},
+}
+OTHER_PACKINGS = {
+    "cu_seq_lens": {"return_flash_attn_kwargs": True, "return_position_ids": False},
+    "seq_idx": {"return_seq_idx": True, "return_position_ids": False},
+    "both": {"return_flash_attn_kwargs": True, "return_seq_idx": True, "return_position_ids": False},
+}
+
+
+def check_packed(subject: Subject, rows, tokenizer, folder, verdict, options: dict[str, bool]) -> None:
+    """A step on packed texts is the step on padded ones, and each text has the logits that it has alone."""
+    collator = DataCollatorWithFlattening(return_tensors="pt", **options)
+    packed = start(subject, rows, folder, tokenizer, collator=collator, **ONE_STEP)
+    if not subject.is_decoder:
+        with pytest.raises(ValueError, match="for one text a row: it takes no `(position_ids|seq_idx|cu_seq_lens_q)`"):
+            packed.train()
+        verdict.refused("one text a row: pad them")
+        return
+    loss, norm = first_step(packed)
+    padded_loss, padded_norm = first_step(start(subject, rows, folder, tokenizer, **ONE_STEP))
+    assert loss == pytest.approx(padded_loss, rel=1e-5)
+    assert norm == pytest.approx(padded_norm, rel=1e-4)
+    model, batch = packed.model.eval(), collator([{"input_ids": row["input_ids"]} for row in rows])
+    with torch.no_grad():
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits[0]
+        alone = torch.cat([model(input_ids=torch.tensor([row["input_ids"]])).logits[0] for row in rows])
+    assert_close("logits", logits, alone)
+
+
+@pytest.mark.tool("Trainer", "packed data (DataCollatorWithFlattening)")
+@pytest.mark.parametrize("options", PACKINGS.values(), ids=PACKINGS)
+def test_packed_data(subject, rows, right_padding, tmp_path, verdict, options):
+    check_packed(subject, rows, right_padding, tmp_path, verdict, options)
+
+
+@pytest.mark.tool("Trainer", "packed data, told by cu_seq_lens or seq_idx alone")
+@pytest.mark.parametrize("options", OTHER_PACKINGS.values(), ids=OTHER_PACKINGS)
+def test_packed_data_without_positions(subject, rows, right_padding, tmp_path, verdict, options):
+    check_packed(subject, rows, right_padding, tmp_path, verdict, options)
+
+
+@pytest.mark.tool("Trainer", "early stopping, best model at the end")
+def test_early_stopping_loads_the_best_model(subject, rows, right_padding, tmp_path):
+    scores = iter((1.0, 3.0, 2.0, 2.5))
+    given = {
+        "callbacks": [EarlyStoppingCallback(early_stopping_patience=2)],
+        "compute_metrics": lambda prediction: {"score": next(scores)},
+    }
+    options = {"max_steps": 9, "learning_rate": 1e-2, "load_best_model_at_end": True, "metric_for_best_model": "score"}
+    every_step = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    trainer = start(subject, rows, tmp_path, right_padding, given=given, **options, **every_step)
+    trainer.train()
+    assert trainer.state.global_step == 4 and trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    state = trainer.model.state_dict()
+    best, last = (load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors") for step in (2, 4))
+    assert all(torch.equal(state[name], weight) for name, weight in best.items())
+    assert not any(torch.equal(best[name], weight) for name, weight in last.items() if weight.dim() > 1)
+    for target, source in trainer.model.all_tied_weights_keys.items():
+        assert trainer.model.get_parameter(target) is trainer.model.get_parameter(source)
+
+
+@pytest.fixture
+def local_hub(tmp_path, monkeypatch) -> LocalHub:
+    """What huggingface_hub asks of huggingface.co in this test, asked of a server on this machine."""
+    hub = LocalHub(tmp_path / "hub", token="hf_test")
+    with hub.serving() as endpoint:
+        for name, value in {"ENDPOINT": endpoint, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        monkeypatch.setattr(
+            transformers.utils.hub, "_hf_api", None, raising=False
+        )  # keeps the endpoint it was made with
+        yield hub
+    huggingface_hub.close_session()  # the next server may have this one's port
+
+
+@pytest.mark.tool("Trainer", "push_to_hub")
+def test_push_to_hub(subject, rows, right_padding, tmp_path, local_hub):
+    options = {"max_steps": 1, "hub_model_id": "lean/tiny", "hub_token": "hf_test", "hub_private_repo": True}
+    trainer = start(subject, rows, tmp_path / "run", right_padding, **options)
+    trainer.train()
+    trainer.push_to_hub()
+    repository = local_hub.repository("lean/tiny")
+    files = repository.resolve("main").files
+    assert repository.private and {"model.safetensors", "config.json", "README.md", "tokenizer.json"} <= files.keys()
+    (tmp_path / "pushed").write_bytes(local_hub.read("lean/tiny", "model.safetensors"))
+    state = trainer.model.state_dict()
+    assert all(torch.equal(state[name], weight) for name, weight in load_file(tmp_path / "pushed").items())
+    assert b"library_name: transformers" in local_hub.read("lean/tiny", "README.md")
+    if not subject.is_peer:
+        auto_map = json.loads(local_hub.read("lean/tiny", "config.json"))["auto_map"]
+        assert {f"{reference.split('.')[0]}.py" for reference in auto_map.values()} <= files.keys()
+        for name in (name for name in files if name.endswith(".py")):
+            source = local_hub.read("lean/tiny", name).decode()
+            siblings = {line.split()[1][1:] for line in source.splitlines() if line.startswith("from .")}
+            assert {f"{sibling}.py" for sibling in siblings} <= files.keys(), name
