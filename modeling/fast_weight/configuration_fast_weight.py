@@ -158,6 +158,7 @@ class FastWeightConfig(PreTrainedConfig):
             return None
         beta = {"layers.*.attention.beta_proj": "colwise"} if self.update_rule == "delta" else {}
         return {
+            "embed_tokens": "embedding_rowwise",
             "layers.*.attention.q_proj": "colwise",
             "layers.*.attention.k_proj": "colwise",
             "layers.*.attention.v_proj": "colwise",

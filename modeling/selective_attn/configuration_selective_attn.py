@@ -146,6 +146,7 @@ class SelectiveAttnConfig(PreTrainedConfig):
         """How tensor parallelism splits the blocks. Every process needs the votes of one head: where a layer selects,
         attention is not split."""
         plan = {
+            "embed_tokens": "embedding_rowwise",
             "layers.*.mlp.gate_proj": "colwise",
             "layers.*.mlp.up_proj": "colwise",
             "layers.*.mlp.down_proj": "rowwise",

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import launch_command_parser
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from transformers import AutoConfig
 
 from leanformers import FAMILIES, get_family
@@ -121,8 +121,19 @@ def test_translation_recipes_compare_like_with_like():
     assert {key for key in anthe | baseline if anthe.get(key) != baseline.get(key)} == {"config_name", "output_dir"}
 
 
+def test_launch_configurations_are_all_there():
+    assert [path.stem for path in LAUNCHES] == ["cpu_2", "ddp", "deepspeed_zero2", "fsdp2", "tp"]
+
+
 @pytest.mark.parametrize("path", LAUNCHES, ids=name)
 def test_accelerate_takes_the_launch_configuration(path):
-    load_config_from_file(str(path))
-    flags = vars(launch_command_parser().parse_args(["script.py"]))
-    assert set(settings(path).get("fsdp_config", {})) <= set(flags)
+    config = load_config_from_file(str(path))
+    assert config.num_processes == 2
+    flags = launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
+    known = set(vars(flags))
+    flags, *_ = _validate_launch_command(flags)
+    chosen = {"fsdp2": "use_fsdp", "deepspeed_zero2": "use_deepspeed"}.get(path.stem, "multi_gpu")
+    assert getattr(flags, chosen)
+    for section in ("fsdp_config", "deepspeed_config", "parallelism_config"):
+        for key, value in settings(path).get(section, {}).items():
+            assert key in known and getattr(flags, key) == value

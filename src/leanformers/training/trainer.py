@@ -73,6 +73,7 @@ class RunTrainer(Trainer):
                 self._save_all_but_weights(directory)
 
     def _save_all_but_weights(self, directory: str) -> None:
+        Path(directory).mkdir(parents=True, exist_ok=True)
         with own_class(self.model):
             if self.model._auto_class is not None:
                 custom_object_save(self.model, directory, config=self.model.config)
