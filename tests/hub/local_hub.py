@@ -75,8 +75,11 @@ class Repository:
             raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return self.commits[oid]
 
-    def commit(self, summary: str, files: dict[str, File], changed: list[str]) -> Commit:
+    def commit(self, summary: str, files: dict[str, File]) -> Commit:
+        """As Git sees it, a file that was sent and is the same has not changed."""
         parent = self.branches.get("main")
+        earlier = self.commits[parent].files if parent else {}
+        changed = sorted(name for name in files.keys() | earlier if files.get(name) != earlier.get(name))
         content = json.dumps([parent, summary, {path: asdict(file) for path, file in files.items()}], sort_keys=True)
         new = Commit(hashlib.sha1(content.encode()).hexdigest(), summary, parent, changed, files)
         self.commits[new.oid] = new
@@ -298,7 +301,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.repository(name)
             except Refused:
                 repository = Repository(private=asked.get("visibility") == "private")
-                repository.commit("initial commit", {".gitattributes": self.hub.add(GITATTRIBUTES.encode())}, [])
+                repository.commit("initial commit", {".gitattributes": self.hub.add(GITATTRIBUTES.encode())})
                 self.hub.keep(name, repository)
                 self.send_json(address)
                 return
@@ -366,8 +369,7 @@ class _Handler(BaseHTTPRequestHandler):
             files = dict(repository.resolve(revision).files)
             for operation in operations:
                 self.apply(files, operation["key"], operation["value"])
-            changed = sorted(operation["value"]["path"] for operation in operations)
-            commit = repository.commit(header["value"]["summary"], files, changed)
+            commit = repository.commit(header["value"]["summary"], files)
             self.hub.keep(name, repository)
         url = f"http://{self.headers['Host']}/{name}/commit/{commit.oid}"
         self.send_json({"success": True, "commitOid": commit.oid, "commitUrl": url})
