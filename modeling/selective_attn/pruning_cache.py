@@ -21,6 +21,7 @@ except ImportError:  # this code has come without leanformers, or there is no Tr
 
 # Tokens that can be taken back while the past is recorded; assisted generation takes back fewer.
 MAX_RECORDED = 128
+ROOM = 256  # slots that a step leaves behind its own, lest all keys move for the next one
 STATE = ("keys", "values", "votes", "positions", "is_start")
 
 
@@ -85,6 +86,7 @@ class SelectiveAttentionLayer(CacheLayerMixin):
         self.keys = self.values = None
         self.is_initialized, self.num_seen, self.memory_budget, self.record_past = False, 0, None, False
         self.votes = self.positions = self.is_start = self.num_real = self.recorded = None
+        self.rooms: dict[str, tuple[Tensor, Tensor]] = {}
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         batch, device = key_states.shape[0], key_states.device
@@ -118,6 +120,7 @@ class SelectiveAttentionLayer(CacheLayerMixin):
         memory_budget: int | None = None,
         sliding_window: int | None = None,
         protect_start: bool = True,
+        leave_room: bool = False,
         **kwargs,
     ) -> tuple[Tensor, Tensor]:
         """
@@ -130,6 +133,7 @@ class SelectiveAttentionLayer(CacheLayerMixin):
             memory_budget (`int`, *optional*): slots.
             sliding_window (`int`, *optional*): how many tokens each one sees, itself included.
             protect_start (`bool`, defaults to `True`): whether the first token stays, and nobody votes against it.
+            leave_room (`bool`, defaults to `False`): append keys and values in place, without gradients.
 
         Returns:
             All keys and values. The new tokens are the last ones, but for a single one in a reused slot.
@@ -148,7 +152,7 @@ class SelectiveAttentionLayer(CacheLayerMixin):
             if is_full:  # single tokens are anywhere
                 self._gather(self.positions.argsort(dim=-1))
             for name, states in zip(STATE, new, strict=True):
-                setattr(self, name, torch.cat([getattr(self, name), states], dim=states.dim() // 2))
+                self._append(name, states, leave_room and states.dim() == 4)
         self.num_real = self.num_real + (num_tokens if is_real is None else is_real.sum(-1))
         self.num_seen += num_tokens
         return self.keys, self.values
@@ -178,7 +182,11 @@ class SelectiveAttentionLayer(CacheLayerMixin):
         numbers = selective_decode.Rule(sliding_window=sliding_window, protect_start=protect_start, **rule)
         is_full = self._is_full(key_states, value_states, memory_budget)
         if not is_full:
-            self.update(key_states, value_states, is_real, memory_budget, sliding_window, protect_start)
+            self.update(
+                key_states, value_states, is_real, memory_budget, sliding_window, protect_start, leave_room=True
+            )
+        else:  # room may be left, or what `crop` took back
+            self._apply(Tensor.contiguous)
         slots = selective_decode.Slots(*(getattr(self, name) for name in (*STATE, "num_real")))
         if is_full:
             self.num_seen += 1
@@ -237,6 +245,21 @@ class SelectiveAttentionLayer(CacheLayerMixin):
             self.settle(self.votes, self.least_voted())
         return True
 
+    def _append(self, name: str, states: Tensor, leave_room: bool) -> None:
+        held = getattr(self, name)
+        if not leave_room:
+            setattr(self, name, torch.cat([held, states], dim=states.dim() // 2))
+            return
+        number, end = held.shape[2], held.shape[2] + states.shape[2]
+        room, latest = self.rooms.get(name, (None, None))
+        if room is None or latest is not held or room.shape[2] < end:
+            size = end + ROOM if self.memory_budget is None else min(end + ROOM, self.memory_budget)
+            room = held.new_empty(*held.shape[:2], size, held.shape[3])
+            room[:, :, :number] = held
+        room[:, :, number:end] = states
+        self.rooms[name] = room, room[:, :, :end]
+        setattr(self, name, self.rooms[name][1])
+
     def _replace_one(self, new: dict[str, Tensor], enters: Tensor | None, sliding_window: int | None) -> None:
         # What the new token will not see leaves first, empty slots among it.
         visible = self.visible() if sliding_window is None else self.visible(sliding_window - 1)
@@ -261,6 +284,7 @@ class SelectiveAttentionLayer(CacheLayerMixin):
             setattr(self, name, state.gather(state.dim() // 2, wide))
 
     def _apply(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.rooms = {}
         for name in (*STATE, "num_real", "recorded"):
             if getattr(self, name) is not None:
                 setattr(self, name, function(getattr(self, name)))

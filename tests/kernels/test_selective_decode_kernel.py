@@ -17,6 +17,7 @@ from kernels.selective_steps import check_layer, check_pruning, check_step, laye
 from models.test_selective_attn import small_model, words
 
 from leanformers.kernels.selective_decode import Rule, Slots, replace_and_attend_
+from leanformers.modeling.selective_attn import pruning_cache
 from leanformers.modeling.selective_attn.context_pruning import Held
 from leanformers.modeling.selective_attn.selective_attention import selective_attention, selective_attention_step
 from leanformers.modeling.selective_attn.visible_keys import describe_keys
@@ -103,6 +104,29 @@ def test_a_cache_that_gets_a_budget_late_is_torch_s(monkeypatch):
         states.append(read(layer, hidden[:, 6:], None, cache)[1][-1])
     for name, right in states[0].items():
         assert torch.equal(states[1][name], right), name
+
+
+@torch.no_grad()
+def test_tokens_are_written_where_room_was_left(monkeypatch):
+    """Keys move when there is no room, or when something else has happened to them."""
+    monkeypatch.setattr(pruning_cache, "ROOM", 2)
+    layer, hidden, states, places = layer_of(), whole_numbers(2, 9, 16), [], []
+    for backend in ("torch", "triton"):
+        monkeypatch.setenv("LEANFORMERS_KERNELS", backend)
+        cache = DynamicCache(config=layer.config)
+        for token in range(7):
+            if token == 5:
+                cache.reorder_cache(torch.tensor([1, 0]))
+            read(layer, hidden[:, token, None], None, cache)
+            places.append(cache.layers[0].keys.data_ptr())
+        layer.config.memory_budgets = 7  # all slots, in a room for more
+        states.append(read(layer, hidden[:, 7:], None, cache)[1][-1])
+        layer.config.memory_budgets = None
+    for name, right in states[0].items():
+        assert torch.equal(states[1][name], right), name
+    assert [before == after for before, after in zip(places[7:], places[8:], strict=False)] == [
+        *(True, True, False, True, False, True)
+    ]
 
 
 @torch.no_grad()
@@ -209,10 +233,18 @@ def test_generation_is_torch_s(fields, num_beams, monkeypatch):
         torch.testing.assert_close(actual, right, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=SLOW)])
+@pytest.mark.parametrize(
+    ("backend", "fields"),
+    [
+        ("eager", {"memory_budgets": 3}),
+        pytest.param("aot_eager", {"memory_budgets": 3}, marks=SLOW),
+        pytest.param("aot_eager", {}, marks=SLOW),
+    ],
+    ids=str,
+)
 @torch.no_grad()
-def test_compiled_steps_are_eager(backend, monkeypatch):
-    fields = {"num_hidden_layers": 1, "num_key_value_heads": 1, "memory_budgets": 3}
+def test_compiled_steps_are_eager(backend, fields, monkeypatch):
+    fields = {"num_hidden_layers": 1, "num_key_value_heads": 1, **fields}
     (model, ids), states = (small_model(**fields), words(1, 6)), []
     torch.compiler.reset()
     for name, step in (("torch", model), ("triton", torch.compile(model, backend=backend, fullgraph=True))):
