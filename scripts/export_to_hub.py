@@ -6,13 +6,16 @@
 
 The folder gets its name only after `leanformers.hub.check` has loaded and run it in a clean process. A second push,
 with --overwrite, uploads what changed, and one that was cut off goes on. --tag names the version that was pushed.
+--space writes a folder that is a Space, a page on which the model can be tried, and with --push uploads that as well.
 """
 
 import argparse
+from pathlib import Path
 
 from leanformers.arguments import plain_errors
 from leanformers.hub.export import export_run
-from leanformers.hub.push import push
+from leanformers.hub.push import push, push_space
+from leanformers.hub.space import write_space
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,9 +27,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repo_id", help="name on the Hub, organisation/name; also goes into the card")
     parser.add_argument("--private", action="store_true", help="make a new repository on the Hub private")
     parser.add_argument("--tag", help="name of this version on the Hub, for revision=..., e.g. v1; needs --push")
+    parser.add_argument(
+        "--space",
+        type=Path,
+        metavar="DIRECTORY",
+        help="also write the Space of --repo_id there, and upload it with --push",
+    )
     arguments = parser.parse_args(argv)
-    if arguments.push and not arguments.repo_id:
-        parser.error("--push needs --repo_id organisation/name")
+    if (arguments.push or arguments.space) and not arguments.repo_id:
+        parser.error("--push and --space need --repo_id organisation/name")
     if arguments.tag and not arguments.push:
         parser.error("--tag names what --push uploads; give both")
     with plain_errors():
@@ -34,8 +43,16 @@ def main(argv: list[str] | None = None) -> None:
             arguments.run, arguments.output, repository=arguments.repo_id, overwrite=arguments.overwrite
         )
         print(f"{folder}: complete, and it loads and runs in a clean process.")
+        commit = None
         if arguments.push:
-            print(push(folder, arguments.repo_id, private=arguments.private, tag=arguments.tag, check=False))
+            address = push(folder, arguments.repo_id, private=arguments.private, tag=arguments.tag, check=False)
+            commit = address.rpartition("/")[2]
+            print(address)
+        if arguments.space:
+            write_space(arguments.space, arguments.repo_id, commit)
+            print(f"{arguments.space}: a Space that shows {arguments.repo_id}.")
+            if arguments.push:
+                print(push_space(arguments.space, arguments.repo_id, private=arguments.private))
 
 
 if __name__ == "__main__":

@@ -166,22 +166,22 @@ def is_lfs(path: str, size: int, sample: bytes) -> bool:
     return path.endswith(LFS_SUFFIXES) or size > LFS_BYTES or b"\0" in sample
 
 
-REPOSITORY = r"(?P<name>[\w.-]+/[\w.-]+)"
+REPOSITORY = r"(?P<name>(?:spaces/)?[\w.-]+/[\w.-]+)"  # a Space may have the name of its model
 ROUTES: list[tuple[str, re.Pattern, str]] = [
     (method, re.compile(pattern), handler)
     for method, pattern, handler in (
         ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/validate-yaml", "validate_card"),
         ("POST", r"/api/repos/create", "create"),
-        ("POST", rf"/api/models/{REPOSITORY}/preupload/(?P<revision>[^/]+)", "preupload"),
+        ("POST", rf"/api/(?:models/)?{REPOSITORY}/preupload/(?P<revision>[^/]+)", "preupload"),
         ("POST", rf"/{REPOSITORY}\.git/info/lfs/objects/batch", "announce"),
         ("PUT", r"/uploads/(?P<oid>[0-9a-f]{64})", "upload"),
         ("POST", rf"/{REPOSITORY}\.git/info/lfs/verify", "verify"),
-        ("POST", rf"/api/models/{REPOSITORY}/commit/(?P<revision>[^/]+)", "commit"),
-        ("POST", rf"/api/models/{REPOSITORY}/tag/(?P<revision>[^/]+)", "tag"),
-        ("GET", rf"/api/models/{REPOSITORY}/refs", "refs"),
-        ("GET", rf"/api/models/{REPOSITORY}(/revision/(?P<revision>[^/]+))?", "info"),
-        ("GET", rf"/api/models/{REPOSITORY}/tree/(?P<revision>[^/]+)(/(?P<path>.+))?", "tree"),
+        ("POST", rf"/api/(?:models/)?{REPOSITORY}/commit/(?P<revision>[^/]+)", "commit"),
+        ("POST", rf"/api/(?:models/)?{REPOSITORY}/tag/(?P<revision>[^/]+)", "tag"),
+        ("GET", rf"/api/(?:models/)?{REPOSITORY}/refs", "refs"),
+        ("GET", rf"/api/(?:models/)?{REPOSITORY}(/revision/(?P<revision>[^/]+))?", "info"),
+        ("GET", rf"/api/(?:models/)?{REPOSITORY}/tree/(?P<revision>[^/]+)(/(?P<path>.+))?", "tree"),
         ("GET", rf"/{REPOSITORY}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
         ("GET", r"/blobs/(?P<sha256>[0-9a-f]{64})", "download"),
     )
@@ -294,7 +294,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def create(self) -> None:
         asked = self.json()
-        name = f"{asked['organization'] or 'somebody'}/{asked['name']}"
+        kind = "spaces/" if asked.get("type") == "space" else ""
+        name = f"{kind}{asked['organization'] or 'somebody'}/{asked['name']}"
         address = {"url": f"http://{self.headers['Host']}/{name}"}
         with self.hub.lock:
             try:

@@ -25,7 +25,8 @@ import leanformers.hub.check as check_module
 from leanformers.evaluation.loading import load_generator
 from leanformers.hub.check import check
 from leanformers.hub.clean_process import digest, outputs_of
-from leanformers.hub.push import push
+from leanformers.hub.push import push, push_space
+from leanformers.hub.space import write_space
 from leanformers.modeling.anthe import AntheForSeq2SeqLM
 
 CLEAN_PROCESS = Path(sys.modules[digest.__module__].__file__)
@@ -197,7 +198,8 @@ def test_files_that_are_no_longer_exported_go_and_others_stay(folder: Path, onli
 
 KILLED = """
 import sys
-from leanformers.hub.push import push
+from leanformers.hub.push import push, push_space
+from leanformers.hub.space import write_space
 push(sys.argv[1], sys.argv[2], check=False)
 """
 
@@ -356,3 +358,16 @@ def test_reader_follows_security_md(folder: Path, root: Path, online: Online, tm
         assert TOKEN not in process.stdout + process.stderr
         if "hub.check" in line:
             assert process.stdout.splitlines()[-1].endswith("bit for bit.")
+
+
+def test_a_space_stands_beside_its_model(online, exported, tmp_path):
+    commit = push(exported, REPOSITORY, check=False).rpartition("/")[2]
+    space = write_space(tmp_path / "space", REPOSITORY, commit)
+    address = push_space(space, REPOSITORY)
+    assert f"/spaces/{REPOSITORY}/commit/" in address
+    published = online.hub.repository(f"spaces/{REPOSITORY}").resolve("main").files
+    assert set(published) == {".gitattributes", "README.md", "app.py", "page.py", "requirements.txt"}
+    assert commit in online.hub.read(f"spaces/{REPOSITORY}", "app.py").decode()
+    metadata = huggingface_hub.SpaceCard.load(space / "README.md").data
+    assert (metadata.sdk, metadata.app_file, metadata.models) == ("gradio", "app.py", [REPOSITORY])
+    assert "app.py" not in online.hub.repository(REPOSITORY).resolve("main").files

@@ -1,5 +1,5 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
-"""Upload an exported folder to the Hub: one commit of what changed, and a tag for its version."""
+"""Upload an exported folder to the Hub: one commit of what changed, and a tag for its version; and its Space."""
 
 import glob
 import os
@@ -67,6 +67,19 @@ def push(
         if tag:
             api.create_tag(repository, tag=tag, revision=commit.oid)
     return commit.commit_url
+
+
+def push_space(directory: str | os.PathLike, repository: str, *, private: bool = False) -> str:
+    """
+    Upload the folder of a Space (`leanformers.hub.space`), which may have the name of its model; returns the address
+    of the commit. Arguments and errors are those of `push`.
+    """
+    api = HfApi()
+    with _uploading(f"the Space {repository}"):
+        api.create_repo(repository, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        return api.upload_folder(
+            repo_id=repository, repo_type="space", folder_path=directory, commit_message=COMMIT_MESSAGE
+        ).commit_url
 
 
 def _stale_files(directory: Path, published: list[str]) -> list[str]:
