@@ -4,9 +4,9 @@ The delta rule and the sum rule of fast weight memories as Triton kernels (maths
 
 They take float32 and half precision, keys of any width, and DPFP unmapped: its features, `2 * nu` times as wide as
 what they are made of, are computed where they are multiplied and never stored. Between forward and backward nothing
-is kept but the inputs; the backward pass holds two memories per chunk and head while it runs. Products are as exact as
-float32 for float32 values ("tf32x3") and rounded to TF32 for half precision, whose own rounding is coarser; memory,
-sums and the triangular solve are float32 always.
+is kept but the inputs; the backward pass holds two memories per chunk and head while it runs. Products are in TF32 for
+bfloat16 values, whose own rounding is coarser, and as exact as float32 ("tf32x3") for the others; memory, sums and the
+triangular solve are float32 always.
 
 Shapes as in `leanformers.modeling.fast_weight.delta_rule`.
 """
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .fast_weight_chunks import gradients_kernel, normalization_kernel, prepare_kernel, reverse_kernel, scan_kernel
 
-# Widest keys whose memory stays in registers in half precision. The three products that "tf32x3" makes of one leave
-# float32 no room for more than one tile of 32, as blocks below are what compiles without spilling.
+# Widest keys whose memory stays in registers with products in TF32. The three that "tf32x3" makes of one leave no room
+# for more than one tile of 32: the blocks below are what compiles without spilling.
 RESIDENT_WIDTH = 128
 
 
@@ -117,11 +117,11 @@ class Layout(NamedTuple):
     warps: int
     constants: dict[str, Any]
 
-    @property
-    def blocks(self) -> dict[str, Any]:
-        """Of the kernels that go from chunk to chunk."""
+    def blocks(self, tile: int) -> dict[str, Any]:
+        """Of a kernel that goes from chunk to chunk, and where keys are wide in tiles of at most so many lines."""
         is_resident = self.block_k >= self.key_dim
-        return {"RESIDENT": is_resident, "BK": self.block_k, "BV": self.block_v, "num_warps": self.warps}
+        block_k = self.block_k if is_resident else min(self.block_k, tile)
+        return {"RESIDENT": is_resident, "BK": block_k, "BV": self.block_v, "num_warps": self.warps}
 
 
 def _contiguous(*arguments) -> Inputs:
@@ -131,7 +131,7 @@ def _contiguous(*arguments) -> Inputs:
 def _layout(inputs: Inputs) -> Layout:
     (batch, length, _, width), value_dim = inputs.query.shape, inputs.value.shape[-1]
     key_dim = 2 * inputs.nu * width if inputs.nu else width
-    is_exact = inputs.value.dtype == torch.float32
+    is_exact = inputs.value.dtype != torch.bfloat16
     chunk = inputs.chunk_size or min(32 if is_exact else 64, _block(length))
     num_rows, num_chunks, chunk_rows, first_chunks = batch, batch * triton.cdiv(length, chunk), None, None
     if inputs.cu_seqlens is not None:
@@ -216,7 +216,7 @@ def _scan(inputs: Inputs, layout: Layout, squares: Squares, output, corrected, m
         *(layout.first_chunks, squares.inverse, squares.within, squares.query_scale, squares.key_scale),
         *(inputs.initial, output, corrected, memories, length, heads),
         **layout.constants,
-        **layout.blocks,
+        **layout.blocks(tile=64),
         VALUE_DIM=value_dim,
         CARRIED=inputs.initial is not None,
         KEEP=output is None,
@@ -233,7 +233,7 @@ def _reverse(inputs: Inputs, layout: Layout, squares: Squares, d_output, d_final
         *(squares.transposed, squares.within, squares.query_scale, squares.key_scale),
         *(d_output, d_final, d_value, d_memories, d_initial, length, heads),
         **layout.constants,
-        **layout.blocks,
+        **layout.blocks(tile=32),  # with 64, Triton 3.6 fails to compile this kernel for Hopper
         VALUE_DIM=value_dim,
     )
 

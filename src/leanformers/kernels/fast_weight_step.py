@@ -52,8 +52,7 @@ def step_kernel(
     part = tl.program_id(1)
     columns = part * BV + tl.arange(0, BV)
     is_column = columns < VALUE_DIM
-    memory += place * KEY_DIM * VALUE_DIM
-    new_memory += place * KEY_DIM * VALUE_DIM
+    of_head = place * KEY_DIM * VALUE_DIM
 
     old = tl.zeros((BV,), dtype=tl.float32)
     read = tl.zeros((BV,), dtype=tl.float32)
@@ -64,7 +63,7 @@ def step_kernel(
         g = mapped(query, place, lines, KEY_DIM, WIDTH, NU)
         if CARRIED:
             is_cell = (lines < KEY_DIM)[:, None] & is_column[None, :]
-            state = tl.load(memory + lines[:, None] * VALUE_DIM + columns[None, :], mask=is_cell, other=0.0)
+            state = tl.load(memory + of_head + lines[:, None] * VALUE_DIM + columns[None, :], mask=is_cell, other=0.0)
             old += tl.sum(f[:, None] * state, axis=0)
             read += tl.sum(g[:, None] * state, axis=0)
         if Z_CARRIED:
@@ -99,7 +98,7 @@ def step_kernel(
         lines = first + tl.arange(0, BK)
         f = mapped(key, place, lines, KEY_DIM, WIDTH, NU)
         is_cell = (lines < KEY_DIM)[:, None] & is_column[None, :]
-        cells = lines[:, None] * VALUE_DIM + columns[None, :]
+        cells = of_head + lines[:, None] * VALUE_DIM + columns[None, :]
         state = (write * f)[:, None] * u[None, :]
         if CARRIED:
             state += tl.load(memory + cells, mask=is_cell, other=0.0)
