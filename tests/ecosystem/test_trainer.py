@@ -4,6 +4,10 @@
 import copy
 import gc
 import json
+import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from datasets import Dataset
 from ecosystem.subjects import TOKENS, Subject
 from ecosystem.texts import words
 from hub.local_hub import LocalHub
+from peft import LoraConfig
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import (
@@ -30,6 +35,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from leanformers.hub import clean_process
 from leanformers.metrics import exact_match
 from numerics import assert_close
 
@@ -281,3 +287,105 @@ def test_push_to_hub(subject, rows, right_padding, tmp_path, local_hub):
             source = local_hub.read("lean/tiny", name).decode()
             siblings = {line.split()[1][1:] for line in source.splitlines() if line.startswith("from .")}
             assert {f"{sibling}.py" for sibling in siblings} <= files.keys(), name
+
+
+def train_without_leanformers(subject: Subject, folder: Path, output: Path, *more: object) -> None:
+    script, loader = Path(__file__).with_name("remote_training.py"), clean_process.__file__
+    command = [sys.executable, "-P", script, loader, subject.auto_class, folder, output, *more]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(output / "modules")}
+    run = subprocess.run(list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.tool("Trainer", "resume of remote code, offline")
+def test_remote_code_resumes_without_leanformers(subject, tmp_path):
+    """A checkpoint has its code beside it, from which another process goes on bit for bit. Dropout is on."""
+    fields = {name: 0.1 for name in subject.fields if name.endswith("dropout")}
+    subject.build(**fields).save_pretrained(tmp_path / "model")
+    train_without_leanformers(subject, tmp_path / "model", tmp_path / "whole", 4)
+    checkpoint = tmp_path / "whole/checkpoint-2"
+    assert subject.is_peer or list(checkpoint.glob("modeling_*.py"))
+    train_without_leanformers(subject, tmp_path / "model", tmp_path / "resumed", 4, checkpoint)
+    start, whole, resumed = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("model", "whole", "resumed")
+    )
+    assert all(torch.equal(whole[name], weight) for name, weight in resumed.items())
+    assert not all(torch.equal(start[name], weight) for name, weight in resumed.items())
+
+
+TEXTS = [f"the number {number} is followed by {number + 1}" for number in range(8)]
+SFT_FORMS = {
+    "padded": {},
+    "packed": {"packing": True, "max_length": 128},
+    "padding-free": {"padding_free": True, "max_length": None},
+}
+FUSED_HEAD = (
+    "embedding_size other than hidden_size needs `compute_loss = Trainer.compute_loss`: TRL skips what is between"
+)
+
+
+def trl_options(folder: Path, **options) -> dict[str, object]:
+    fixed = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+    return {"output_dir": str(folder), "logging_steps": 1, "learning_rate": 1e-2, **fixed, **options}
+
+
+def losses_of(trainer: Trainer) -> list[float]:
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.slow
+@pytest.mark.tool("TRL", "SFTTrainer, padded and packed, with LoRA")
+@pytest.mark.parametrize("form", SFT_FORMS.values(), ids=SFT_FORMS)
+def test_supervised_fine_tuning(decoder, right_padding, tmp_path, verdict, form):
+    trl = pytest.importorskip("trl")
+
+    def sft(kind: type[Trainer] = trl.SFTTrainer, **fields) -> Trainer:
+        options = trl.SFTConfig(**trl_options(tmp_path, max_steps=4, per_device_train_batch_size=8, **form))
+        data = Dataset.from_dict({"text": TEXTS})
+        model, given = decoder.build(), {"args": options, "train_dataset": data, "processing_class": right_padding}
+        return kind(model, **given, **fields)
+
+    class PlainLoss(trl.SFTTrainer):
+        compute_loss = Trainer.compute_loss
+
+    kind = trl.SFTTrainer
+    if decoder.name == "DeLighT LM":
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            sft().train()
+        verdict.limits(FUSED_HEAD)
+        kind = PlainLoss
+    trained = [{"input_ids": row, "labels": row} for row in right_padding(TEXTS).input_ids]
+    eos = [right_padding.eos_token_id]
+    rows = [{"input_ids": row["input_ids"] + eos, "labels": row["labels"] + eos} for row in trained]
+    expected = loss_by_hand(decoder.build(), decoder, rows)
+    losses = losses_of(sft(kind))
+    assert losses[0] == pytest.approx(expected, rel=1e-4) and losses[-1] < 0.8 * losses[0]
+    adapted = losses_of(sft(kind, peft_config=LoraConfig(task_type="CAUSAL_LM", r=4)))
+    assert adapted[0] == pytest.approx(expected, rel=1e-4) and adapted[-1] < adapted[0]
+
+
+@pytest.mark.slow
+@pytest.mark.tool("TRL", "DPOTrainer")
+def test_preference_optimisation(decoder, right_padding, tmp_path, verdict):
+    trl = pytest.importorskip("trl")
+    pairs = {"prompt": ["the number 1 is"] * 4, "chosen": [" one"] * 4, "rejected": [" two and"] * 4}
+    options = trl.DPOConfig(**trl_options(tmp_path / "run", max_steps=3, per_device_train_batch_size=4))
+
+    def dpo(**fields) -> Trainer:
+        decoder.build(**fields).save_pretrained(tmp_path / "model")  # TRL loads it again for reference
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+        data = Dataset.from_dict(pairs)
+        return trl.DPOTrainer(model, args=options, train_dataset=data, processing_class=right_padding)
+
+    fields = {}
+    if decoder.name == "DeLighT LM":
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            dpo().train()
+        verdict.limits("only with an embedding_size of hidden_size, as TRL skips what is between")
+        fields = {"embedding_size": decoder.fields["hidden_size"]}
+    trainer = dpo(**fields)
+    losses = losses_of(trainer)
+    assert losses[0] == pytest.approx(math.log(2), rel=1e-4) and losses[-1] < 0.6
+    assert [entry["rewards/margins"] for entry in trainer.state.log_history if "rewards/margins" in entry][-1] > 0
