@@ -266,7 +266,7 @@ class SelectiveAttnAttention(nn.Module):
             obstacle = "memory rows are asked for"
         elif getattr(past_key_values, "offloading", False):
             obstacle = "the cache is offloaded"
-        elif cache_layer.memory_budget is not None and cache_layer.record_past:
+        elif self._memory_budget() is not None and cache_layer.record_past:
             obstacle = "votes of a layer with a budget are recorded"
         elif cache_layer.keys is not None and cache_layer.keys.requires_grad:
             obstacle = "the cache has gradients"

@@ -142,7 +142,6 @@ def test_recorded_votes_are_torch_s(monkeypatch):
     assert torch.equal(caches[0].layers[0].votes, caches[1].layers[0].votes)
     layer.config.memory_budgets = 4
     with pytest.raises(ValueError, match="no kernel for this: votes of a layer with a budget are recorded"):
-        caches[1].layers[0].memory_budget = 4
         read(layer, hidden[:, :1], None, caches[1])
 
 

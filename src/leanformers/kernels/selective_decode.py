@@ -27,12 +27,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .selective_eviction import in_order
+from .selective_votes import IS_INTERPRETED, TYPES, multiply
 
 BLOCK_SLOTS = 64
 SPLIT_SLOTS = 256  # a split has at least so many, or it is not worth its second launch
 BLOCK_VOTES = 1024  # slots that are looked through for v at once
 ARRIVAL = tl.constexpr(2**32)
-IS_INTERPRETED = triton.knobs.runtime.interpret
 
 
 class Slots(NamedTuple):
@@ -260,43 +260,44 @@ def _launch(
     if num_splits > 1:
         part = query.new_empty(batch, num_heads, num_splits, value_dim, dtype=torch.float32)
         maxima, sums = query.new_empty(2, batch, num_heads, num_splits, dtype=torch.float32)
-    attend_kernel[(batch, num_shared, num_splits)](
-        query,
-        key,
-        value,
-        new_key,
-        new_value,
-        votes,
-        positions,
-        is_start,
-        num_real,
-        None if is_real is None else is_real.contiguous(),
-        visible,
-        votable,
-        part,
-        maxima,
-        sums,
-        new_votes,
-        rule.scale,
-        rule.scale * rule.strength,
-        num_slots,
-        split_size,
-        rule.sliding_window or 0,
-        query.stride(0),
-        query.stride(2),
-        *key.stride()[:3],
-        *value.stride()[:3],
-        *((0, 0) if new_key is None else new_key.stride()[:2]),
-        *((0, 0) if new_value is None else new_value.stride()[:2]),
-        SELECTION_HEAD=rule.selection_head,
-        PROTECT_START=rule.protect_start,
-        PROTECT_SELF=rule.protect_self,
-        HAS_WINDOW=rule.sliding_window is not None,
-        **constants(query.dtype, num_heads // num_shared, head_dim, value_dim, num_slots),
-    )
-    if num_splits > 1:
-        block = max(triton.next_power_of_2(value_dim), 16)
-        weigh_kernel[(batch * num_heads,)](part, maxima, sums, output, num_splits, value_dim, BLOCK=block)
+    with torch.cuda.device_of(query):
+        attend_kernel[(batch, num_shared, num_splits)](
+            query,
+            key,
+            value,
+            new_key,
+            new_value,
+            votes,
+            positions,
+            is_start,
+            num_real,
+            None if is_real is None else is_real.contiguous(),
+            visible,
+            votable,
+            part,
+            maxima,
+            sums,
+            new_votes,
+            rule.scale,
+            rule.scale * rule.strength,
+            num_slots,
+            split_size,
+            rule.sliding_window or 0,
+            query.stride(0),
+            query.stride(2),
+            *key.stride()[:3],
+            *value.stride()[:3],
+            *((0, 0) if new_key is None else new_key.stride()[:2]),
+            *((0, 0) if new_value is None else new_value.stride()[:2]),
+            SELECTION_HEAD=rule.selection_head,
+            PROTECT_START=rule.protect_start,
+            PROTECT_SELF=rule.protect_self,
+            HAS_WINDOW=rule.sliding_window is not None,
+            **constants(query.dtype, num_heads // num_shared, head_dim, value_dim, num_slots),
+        )
+        if num_splits > 1:
+            block = max(triton.next_power_of_2(value_dim), 16)
+            weigh_kernel[(batch * num_heads,)](part, maxima, sums, output, num_splits, value_dim, BLOCK=block)
     return output
 
 
@@ -312,8 +313,7 @@ def constants(dtype: torch.dtype, group: int, head_dim: int, value_dim: int, num
         "DIM": max(triton.next_power_of_2(head_dim), 16),
         "OUT_DIM": max(triton.next_power_of_2(value_dim), 16),
         "VOTES": min(max(triton.next_power_of_2(num_slots), 16), BLOCK_VOTES),
-        # The interpreter multiplies no bfloat16.
-        "TYPE": tl.float32 if IS_INTERPRETED or is_single else getattr(tl, str(dtype)[6:]),
+        "TYPE": tl.float32 if IS_INTERPRETED else TYPES[dtype],
         "PRECISION": "ieee" if is_single else "tf32",
         "num_warps": 8 if is_single and is_wide else 4,
         "num_stages": 2 if is_single or max(head_dim, value_dim) > 128 else 3,
@@ -462,7 +462,7 @@ def attend_kernel(
         v = tl.load(
             value + far * value_slot + out_dims[None, :], mask=exists[:, None] & is_out_dim[None, :], other=0.0
         )
-        products = tl.dot(q.to(TYPE), tl.trans(k).to(TYPE), input_precision=PRECISION)
+        products = multiply(q, tl.trans(k), TYPE, PRECISION)
         if has_voter:
             vote = tl.sum(tl.where(is_voter[:, None], products, 0.0), axis=0) * vote_scale
             vote = tl.where(may_vote, tl.maximum(vote, 0.0), 0.0)
@@ -475,7 +475,7 @@ def attend_kernel(
         weights = tl.exp(logits - reference[:, None])
         shrink = tl.exp(top - reference)
         total = total * shrink + tl.sum(weights, axis=1)
-        products = tl.dot(weights.to(v.dtype).to(TYPE), v.to(TYPE), input_precision=PRECISION)
+        products = multiply(weights.to(v.dtype), v, TYPE, PRECISION)
         mean = mean * shrink[:, None] + products
         top = new_top
 

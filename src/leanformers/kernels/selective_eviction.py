@@ -52,23 +52,24 @@ def _prune(
     if not selection.numel():
         return
     block = max(triton.next_power_of_2(end), 32)
-    walk_kernel[(batch,)](
-        selection,
-        held,
-        is_start,
-        is_real,
-        num_rows,
-        end,
-        memory_budget,
-        *selection.stride(),
-        *held.stride(),
-        *is_start.stride(),
-        *((0, 0) if is_real is None else is_real.stride()),
-        PROTECT_START=protect_start,
-        HAS_PADDING=is_real is not None,
-        BLOCK=block,
-        num_warps=num_warps(block),
-    )
+    with torch.cuda.device_of(selection):
+        walk_kernel[(batch,)](
+            selection,
+            held,
+            is_start,
+            is_real,
+            num_rows,
+            end,
+            memory_budget,
+            *selection.stride(),
+            *held.stride(),
+            *is_start.stride(),
+            *((0, 0) if is_real is None else is_real.stride()),
+            PROTECT_START=protect_start,
+            HAS_PADDING=is_real is not None,
+            BLOCK=block,
+            num_warps=num_warps(block),
+        )
 
 
 @_prune.register_fake
