@@ -46,8 +46,6 @@ from .embeddings import DeLighTEmbeddings
 
 # transformers 5.24 renamed `past_key_values`.
 CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
-# Before, the pages of continuous batching were for attention functions alone.
-CACHES = (Cache, PagedAttentionCache) if CACHE_NAME == "cache" else (Cache,)
 
 
 def accept_cache(forward: Callable) -> Callable:
@@ -55,6 +53,8 @@ def accept_cache(forward: Callable) -> Callable:
 
     @functools.wraps(forward)
     def forward_with_cache(*args, **kwargs):
+        if CACHE_NAME != "cache" and isinstance(kwargs.get("cache"), PagedAttentionCache):
+            return forward(*args, **kwargs)  # continuous batching once had its own name, for attention functions alone
         cache = kwargs.pop("cache", None)
         if cache is not None:
             if kwargs.get("past_key_values") is not None:
@@ -527,7 +527,9 @@ class DeLighTDecoder(DeLighTPreTrainedModel):
         if (encoder_hidden_states is None) == self.config.is_encoder_decoder:
             need = "needs" if self.config.is_encoder_decoder else "takes no"
             raise ValueError(f"A decoder with is_encoder_decoder={bool(prefix)} {need} `encoder_hidden_states`.")
-        kind, name = (EncoderDecoderCache, "an EncoderDecoderCache") if prefix else (CACHES, "a Cache")
+        kind, name = (
+            (EncoderDecoderCache, "an EncoderDecoderCache") if prefix else ((Cache, PagedAttentionCache), "a Cache")
+        )
         if past_key_values is not None and not isinstance(past_key_values, kind):
             raise ValueError(
                 f"`past_key_values` must be {name}, got {type(past_key_values).__name__}: build it of "
