@@ -157,7 +157,7 @@ def test_script_names_what_is_missing(run: Path, root: Path, tmp_path: Path, cap
         script.main([str(run), "--output", str(run)])
     with pytest.raises(SystemExit):
         script.main([str(run), "--output", other, "--push"])
-    assert "--push needs --repo_id" in capsys.readouterr().err
+    assert "--push and --space need --repo_id" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         script.main([str(run), "--output", other, "--tag", "v1"])
     assert "--tag names what --push uploads" in capsys.readouterr().err
