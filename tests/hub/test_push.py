@@ -198,8 +198,7 @@ def test_files_that_are_no_longer_exported_go_and_others_stay(folder: Path, onli
 
 KILLED = """
 import sys
-from leanformers.hub.push import push, push_space
-from leanformers.hub.space import write_space
+from leanformers.hub.push import push
 push(sys.argv[1], sys.argv[2], check=False)
 """
 
