@@ -1,15 +1,16 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
-"""What a model costs: parameters, multiply-accumulates (MACs) and bytes of cache.
+"""What a model costs: parameters, multiply-accumulates (MACs), and bytes in training and of cache.
 
 - A parameter reached by several names (tied tables, shared modules) counts once, on the meta device too.
 - MACs are counted while the model runs, so they are those of the path that really runs (a contracted tensor chain, a
   cached kernel).
+- Bytes in training are those of one process, whatever is shared out between several.
 - Cache bytes are those of the storages that are held: a tensor seen by several layers counts once, a view of a buffer
   counts as the whole buffer.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -172,6 +173,99 @@ def _own_macs(counts: dict[str, dict], root: str, per_layer: bool) -> dict[str, 
     for name in inclusive:
         rows[module_group(name.removeprefix(root).removeprefix("."), per_layer) or root] += own[name]
     return {name: amount for name, amount in rows.items() if amount}
+
+
+def training_memory(
+    model: PreTrainedModel,
+    source_length: int,
+    target_length: int | None = None,
+    *,
+    batch_size: int = 1,
+    dtype: torch.dtype = torch.float32,
+    optimizer_states: int = 2,
+    sharding: str = "ddp",
+    num_processes: int = 1,
+) -> AccountTable:
+    """
+    Bytes that a process holds at the peak of a training step, early in the backward pass.
+
+    One forward pass runs, with loss. All gradients count, though most come later, when some of what was kept is gone;
+    and nothing counts that an operator needs for a moment.
+
+    Args:
+        source_length: tokens of the encoder's input, or of the input of a decoder-only model.
+        target_length: tokens of the decoder's input; required for encoder-decoder models, else None.
+        batch_size: rows of the process.
+        dtype: of the products, by autocast. Weights, gradients and optimizer states are as the model's parameters.
+        optimizer_states: numbers that the optimizer holds for each weight: 2 for Adam, 1 for SGD with momentum.
+        sharding: what the processes share out: "ddp" nothing, "zero2" gradients and optimizer states, "fsdp2" the
+            weights as well.
+        num_processes: of which this is one.
+
+    Raises:
+        ValueError: If a value is impossible.
+    """
+    shares = {"ddp": (1, 1), "zero2": (1, num_processes), "fsdp2": (num_processes, num_processes)}
+    if sharding not in shares or num_processes < 1 or batch_size < 1 or optimizer_states < 0:
+        raise ValueError(
+            f"sharding must be one of {', '.join(shares)}, num_processes and batch_size at least 1, optimizer_states "
+            f"at least 0, not {sharding!r}, {num_processes}, {batch_size} and {optimizer_states}."
+        )
+    row = _one_row(model, source_length, target_length)
+    inputs = {name: tensor.repeat(batch_size, 1) for name, tensor in row.items()}
+    kept, logits = _kept_for_backward(model, inputs, dtype)
+    weight_shares, state_shares = shares[sharding]
+    trained = _num_bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
+    rows = {
+        "weights": _num_bytes(model.parameters()) // weight_shares + _num_bytes(model.buffers()),
+        "gradients": trained // state_shares,
+        "optimizer states": optimizer_states * trained // state_shares,
+        "kept for the backward pass": kept,
+        "gradients of the logits": 2 * logits,  # of the loss, and of the softmax before it
+    }
+    if num_processes > 1 and sharding == "ddp":
+        rows["gradients on their way"] = trained  # DDP's buckets
+    if num_processes > 1 and sharding == "fsdp2":
+        rows["gathered weights"] = _gathered(model)
+    return AccountTable("bytes", rows)
+
+
+def _kept_for_backward(model: PreTrainedModel, inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes that autograd keeps of a forward pass, weights aside, and those of its logits in float32."""
+    held = [*model.parameters(), *model.buffers(), *inputs.values()]
+    known = {tensor.untyped_storage()._cdata for tensor in held}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            kept[storage._cdata] = storage
+        return tensor
+
+    labels = inputs["decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"]
+    was_training, uses_autocast = model.training, dtype != torch.float32
+    model.train()
+    try:
+        with (
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            torch.autocast(model.device.type, dtype=dtype if uses_autocast else None, enabled=uses_autocast),
+        ):
+            output = model(**inputs, labels=labels, use_cache=False)
+    finally:
+        model.train(was_training)
+    logits = 0 if output.logits is None else 4 * output.logits.numel()
+    return sum(storage.nbytes() for storage in kept.values()), logits
+
+
+def _gathered(model: PreTrainedModel) -> int:
+    """Bytes of whole weights and gradients that FSDP2 has at once: of the largest layer, and of all beside layers."""
+    layers = [module for module in model.modules() if type(module).__name__ in set(model._no_split_modules or ())]
+    sizes = [_num_bytes(layer.parameters()) for layer in layers]
+    return 2 * (_num_bytes(model.parameters()) - sum(sizes) + max(sizes, default=0))
+
+
+def _num_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def cache_bytes(past_key_values: object) -> int:

@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [
     path
-    for pattern in ("*.md", "modeling/*/README.md", "model_cards/*.md", "scripts/benchmarks/**/*.md")
+    for pattern in ("*.md", "docs/*.md", "modeling/*/README.md", "model_cards/*.md", "scripts/benchmarks/**/*.md")
     for path in sorted(ROOT.glob(pattern))
     if path.name != "template.md"  # has gaps, filled in when a card is written, and tested then
 ]

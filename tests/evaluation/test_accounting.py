@@ -15,6 +15,7 @@ from leanformers.accounting import (
     macs,
     module_group,
     parameter_table,
+    training_memory,
     translation_macs,
 )
 from leanformers.modeling.anthe import AntheConfig, AntheForSeq2SeqLM
@@ -246,3 +247,45 @@ def test_cache_bytes_count_shared_storage_once_and_views_as_what_they_hold_on_to
     assert cache_bytes(cache) == shared.numel() * 4
     assert cache_bytes({"state": [shared, shared.transpose(1, 2)], "model": nn.Linear(50, 50)}) == shared.numel() * 4
     assert cache_bytes(DynamicCache()) == 0
+
+
+def test_training_memory_of_what_the_batch_does_not_change():
+    model = anthe()
+    model.model.encoder.requires_grad_(False)
+    weights = 4 * count_parameters(model)
+    trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert 0 < trained < weights
+    alone = training_memory(model, 5, 4).rows
+    assert (alone["weights"], alone["gradients"], alone["optimizer states"]) == (weights, trained, 2 * trained)
+    momentum = training_memory(model, 5, 4, optimizer_states=1, sharding="zero2", num_processes=4).rows
+    assert [momentum[name] for name in ("weights", "gradients", "optimizer states")] == [
+        weights,
+        trained // 4,
+        trained // 4,
+    ]
+    ddp = training_memory(model, 5, 4, num_processes=2).rows
+    assert ddp == alone | {"gradients on their way": trained}
+    sharded = training_memory(model, 5, 4, sharding="fsdp2", num_processes=2).rows
+    assert (sharded["weights"], sharded["gradients"]) == (weights // 2, trained // 2)
+    layers = [*model.model.encoder.layers, *model.model.decoder.layers]
+    sizes = [4 * count_parameters(module) for module in (*layers, model.model.encoder.embeddings)]
+    sizes.append(4 * count_parameters(model.model.decoder.embeddings))
+    assert sharded["gathered weights"] == 2 * (weights - sum(sizes) + max(sizes))
+
+
+def test_training_memory_grows_with_rows_and_shrinks_with_precision():
+    model = FastWeightForCausalLM(FastWeightConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    tables = [training_memory(model, 12, batch_size=rows).rows for rows in (1, 2, 4)]
+    one, two, four = (table["kept for the backward pass"] for table in tables)
+    assert 0 < four - two == pytest.approx(2 * (two - one), rel=1e-3)
+    assert tables[2]["gradients of the logits"] == 2 * 4 * 4 * 12 * model.config.vocab_size
+    half = training_memory(model, 12, batch_size=4, dtype=torch.bfloat16).rows
+    assert half["weights"] == tables[2]["weights"]
+    assert half["kept for the backward pass"] < four
+    assert not model.lm_head.weight.grad and model.training
+
+
+@pytest.mark.parametrize("wrong", [{"sharding": "zero3"}, {"num_processes": 0}, {"batch_size": 0}])
+def test_training_memory_names_impossible_values(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} .*not .*{next(iter(wrong.values()))}"):
+        training_memory(anthe(), 5, 4, **wrong)
