@@ -50,7 +50,8 @@ def results(form, inputs, before=None, **options) -> dict[str, torch.Tensor]:
     leaves = [tensor.detach().clone().requires_grad_() for tensor in (*inputs, *([] if before is None else [before]))]
     names, known = ["query", "key", "value", "initial_selection"][: len(leaves)], {}
     if before is not None:
-        is_real = options.get("attention_mask", torch.ones(1, inputs[1].shape[1]))[:, : before.shape[1]]
+        everything = torch.ones(1, inputs[1].shape[1], device=before.device)
+        is_real = options.get("attention_mask", everything)[:, : before.shape[1]]
         known["initial_selection"] = leaves[3] * is_real  # nobody votes against padding
     output, votes, details = form(*leaves[:3], **known, **{"memory_tau": 1.5, "output_details": True, **options})
     loss = sum((tensor * weights(tensor)).sum() for tensor in (output, votes, details.memory))
@@ -60,7 +61,7 @@ def results(form, inputs, before=None, **options) -> dict[str, torch.Tensor]:
 
 def weights(tensor: torch.Tensor) -> torch.Tensor:
     """The same in every precision."""
-    return torch.linspace(-1, 1, tensor.numel()).view(tensor.shape).cos().bfloat16().to(tensor.dtype)
+    return torch.linspace(-1, 1, tensor.numel(), device=tensor.device).view(tensor.shape).cos().bfloat16().to(tensor.dtype)
 
 
 def assert_same(actual: dict, expected: dict, **tolerances) -> None:

@@ -75,14 +75,16 @@ def _missing(is_cuda: bool) -> str | None:
 
 def _mend_interpreter() -> None:
     """
-    What Triton 3.6's interpreter does not do: take bounds of loops from arrays of one number, which NumPy 2.4 refuses,
-    and round to the nearest bfloat16, as GPUs do, instead of cutting off.
+    What Triton 3.6's interpreter does not do: take bounds of loops from arrays of one number, which NumPy 2.4 refuses;
+    round to the nearest bfloat16, as GPUs do, instead of cutting off; and call the functions of our kernels without
+    patching all of the language again, which takes a third of the time.
     """
     import numpy
     from triton import language
     from triton.runtime import interpreter
 
     patch, convert = interpreter._patch_lang_tensor, interpreter._convert_float
+    call = interpreter.InterpretedFunction.__call__
 
     def patched(tensor, *scope):
         patch(tensor, *scope)
@@ -96,7 +98,12 @@ def _mend_interpreter() -> None:
         nearest = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # to the even one of two
         return numpy.where(numpy.isnan(values), bits >> 16 | 0x40, nearest).astype(numpy.uint16).reshape(values.shape)
 
+    def called(function, *args, **kwargs):
+        is_ours = function.fn.__module__.startswith(f"{__name__}.")
+        return function.rewrite()(*args, **kwargs) if is_ours else call(function, *args, **kwargs)
+
     interpreter._patch_lang_tensor, interpreter._convert_float = patched, rounded
+    interpreter.InterpretedFunction.__call__ = called
 
 
 if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None:

@@ -1,22 +1,17 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
 """
 Selective attention (arXiv 2410.02703) with F from memory: `selective_votes.py` writes it, a strip of queries at a
-time, once for all heads. In the order of the dataflow:
+time, once for all heads, and every head subtracts it,
 
     P^h = exp(scale q^h k^T - F - log Z^h)                  O^h = P^h v           log Z by online softmax
 
-    D^h_i = dO^h_i . O^h_i                                  dA^h = P^h (dO^h v^T - D^h)
-    dF = -sum_h dA^h                                        one program per tile, which goes through the heads
-    dA^0 += what the votes give back                        `selective_votes.py`, from dF
-    dq_i = scale sum_j dA_ij k_j                            one program per head and block of queries
-    dk_j = scale sum_i dA_ij q_i     dv_j = sum_i P_ij dO_i             one per shared head and block of keys
-
-Strips come in order, and on the way back in reverse. There are no atomic operations, so that results do not vary from
-run to run, and nothing of the size of all queries times all keys is kept: F and dF of one strip, and a row of votes
-per block of queries.
+Strips come in order, and on the way back (`selective_gradients.py`) in reverse. There are no atomic operations, so
+that results do not vary from run to run, and nothing of the size of all queries times all keys is kept: F and dF of
+one strip, and a row of votes per block of queries.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -25,22 +20,20 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .selective_votes import BLOCK_K, LOG2_E, Rule, Voting, arithmetic, load_rows, multiply, padded, tile
-
-
-@triton.jit
-def matrix_of(tensor, batch, num_tokens, num_heads, head, width):
-    """Where the rows of one head begin in `[batch, tokens, heads, width]`."""
-    return tensor + (tl.cast(batch, tl.int64) * num_tokens * num_heads + head) * width
-
-
-@triton.jit
-def store_rows(matrix, rows_of, first, end, stride, ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """Write what `load_rows` reads."""
-    rows, columns = tl.arange(0, ROWS), tl.arange(0, PADDED)
-    pointers = matrix + tl.cast(first, tl.int64) * stride + rows[:, None] * stride + columns[None, :]
-    is_inside = (first + rows < end)[:, None] & (columns < WIDTH)[None, :]
-    tl.store(pointers, rows_of.to(matrix.dtype.element_ty), mask=is_inside)
+from .selective_gradients import delta_kernel, key_gradient_kernel, query_gradient_kernel, selection_gradient_kernel
+from .selective_votes import (
+    BLOCK_K,
+    LOG2_E,
+    Rule,
+    Voting,
+    arithmetic,
+    load_rows,
+    matrix_of,
+    multiply,
+    padded,
+    store_rows,
+    tile,
+)
 
 
 @triton.jit
@@ -173,233 +166,16 @@ def attend_kernel(
             )
 
     rows = row + tl.arange(0, ROWS)
+    total_0 = tl.where(rows < length, total_0, 1.0)  # beyond the last query there may be nothing visible
     normalizer += (tl.cast(batch, tl.int64) * num_heads + head) * length
     output = matrix_of(output, batch, length, num_heads, head, VALUE_DIM)
     tl.store(normalizer + rows, maximum_0 + tl.log2(total_0), mask=rows < length)
     store_rows(output, output_0 / total_0[:, None], row, length, output_stride, ROWS, VALUE_DIM, PADDED_VALUE)
     if IS_PAIR:
+        total_1 = tl.where(rows < length, total_1, 1.0)
         tl.store(normalizer + length + rows, maximum_1 + tl.log2(total_1), mask=rows < length)
         output += VALUE_DIM
         store_rows(output, output_1 / total_1[:, None], row, length, output_stride, ROWS, VALUE_DIM, PADDED_VALUE)
-
-
-@triton.jit
-def delta_kernel(
-    output,  # [batch, queries, heads, value_dim]
-    d_output,
-    delta,  # [batch, heads, queries]
-    length,
-    ROWS: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    PADDED_VALUE: tl.constexpr,
-):
-    row, head, batch, num_heads = tl.program_id(0) * ROWS, tl.program_id(1), tl.program_id(2), tl.num_programs(1)
-    output = matrix_of(output, batch, length, num_heads, head, VALUE_DIM)
-    d_output = matrix_of(d_output, batch, length, num_heads, head, VALUE_DIM)
-    o = load_rows(output, row, length, num_heads * VALUE_DIM, ROWS, VALUE_DIM, PADDED_VALUE).to(tl.float32)
-    d_o = load_rows(d_output, row, length, num_heads * VALUE_DIM, ROWS, VALUE_DIM, PADDED_VALUE).to(tl.float32)
-    rows = row + tl.arange(0, ROWS)
-    place = (tl.cast(batch, tl.int64) * num_heads + head) * length
-    tl.store(delta + place + rows, tl.sum(o * d_o, axis=1), mask=rows < length)
-
-
-@triton.jit
-def logits_gradient(q, k, v, d_o, f, normalizer, delta, place, rows, length, scale, TYPE: tl.constexpr, PRECISION):
-    """P and dA of a tile of one head; both are 0 in rows beyond the last query."""
-    is_query = rows < length
-    z = tl.load(normalizer + place + rows, mask=is_query, other=float("inf"))
-    d = tl.load(delta + place + rows, mask=is_query, other=0.0)
-    p = tl.exp2(multiply(q, tl.trans(k), TYPE, PRECISION) * scale - f - z[:, None])
-    return p, p * (multiply(d_o, tl.trans(v), TYPE, PRECISION) - d[:, None])
-
-
-@triton.jit
-def selection_gradient_kernel(
-    query,
-    key,
-    value,
-    d_output,
-    selection,
-    normalizer,
-    delta,
-    d_memory,  # [batch, queries], or None
-    first_keys,
-    gradient,  # [batch, strip, columns], dF
-    sums,  # [batch, blocks of the strip, columns], of its columns
-    num_heads,
-    groups,
-    length,
-    past,
-    first_row,
-    strip,
-    num_columns,
-    scale,
-    tau,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PADDED_DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    PADDED_VALUE: tl.constexpr,
-    TYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    column, block, batch = tl.program_id(0) * COLUMNS, tl.program_id(1), tl.program_id(2)
-    row, num_keys, num_shared = first_row + block * ROWS, past + length, num_heads // groups
-    if column // BLOCK_K * BLOCK_K >= past + row + ROWS:
-        return
-    if first_keys is not None:  # noqa: SIM102  (decided when the kernel is compiled)
-        if column < tl.load(first_keys + batch * tl.cdiv(length, BLOCK_Q) + row // BLOCK_Q):
-            return
-    rows = row + tl.arange(0, ROWS)
-    f = tl.load(tile(selection, batch, strip, num_columns, block * ROWS, column, ROWS, COLUMNS))
-    d_f = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for head in range(0, num_heads):
-        q = matrix_of(query, batch, length, num_heads, head, HEAD_DIM)
-        k = matrix_of(key, batch, num_keys, num_shared, head // groups, HEAD_DIM)
-        v = matrix_of(value, batch, num_keys, num_shared, head // groups, VALUE_DIM)
-        d_o = matrix_of(d_output, batch, length, num_heads, head, VALUE_DIM)
-        q = load_rows(q, row, length, num_heads * HEAD_DIM, ROWS, HEAD_DIM, PADDED_DIM)
-        k = load_rows(k, column, num_keys, num_shared * HEAD_DIM, COLUMNS, HEAD_DIM, PADDED_DIM)
-        v = load_rows(v, column, num_keys, num_shared * VALUE_DIM, COLUMNS, VALUE_DIM, PADDED_VALUE)
-        d_o = load_rows(d_o, row, length, num_heads * VALUE_DIM, ROWS, VALUE_DIM, PADDED_VALUE)
-        place = (tl.cast(batch, tl.int64) * num_heads + head) * length
-        _, d_a = logits_gradient(q, k, v, d_o, f, normalizer, delta, place, rows, length, scale, TYPE, PRECISION)
-        d_f -= d_a
-    if d_memory is not None:
-        d_m = tl.load(d_memory + tl.cast(batch, tl.int64) * length + rows, mask=rows < length, other=0.0)
-        d_f -= tl.where(f < tau * LOG2_E, d_m[:, None] / tau, 0.0)
-    tl.store(tile(gradient, batch, strip, num_columns, block * ROWS, column, ROWS, COLUMNS), d_f)
-    place = (tl.cast(batch, tl.int64) * tl.num_programs(1) + block) * num_columns + column
-    tl.store(sums + place + tl.arange(0, COLUMNS), tl.sum(d_f, axis=0))
-
-
-@triton.jit
-def query_gradient_kernel(
-    query,
-    key,
-    value,
-    d_output,
-    selection,
-    normalizer,
-    delta,
-    given_back,  # [batch, strip, columns], for the voting head
-    first_keys,
-    d_query,  # [batch, queries, heads, head_dim]
-    num_heads,
-    groups,
-    selection_head,
-    length,
-    past,
-    first_row,
-    strip,
-    num_columns,
-    scale,
-    logit_scale,
-    BLOCK_Q: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PADDED_DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    PADDED_VALUE: tl.constexpr,
-    TYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    head, batch = tl.program_id(0), tl.program_id(2)
-    block = tl.num_programs(1) - 1 - tl.program_id(1)
-    row, num_keys, num_shared = first_row + block * ROWS, past + length, num_heads // groups
-    first_key = 0
-    if first_keys is not None:
-        first_key = tl.load(first_keys + batch * tl.cdiv(length, BLOCK_Q) + row // BLOCK_Q)
-    rows = row + tl.arange(0, ROWS)
-    query = matrix_of(query, batch, length, num_heads, head, HEAD_DIM)
-    key = matrix_of(key, batch, num_keys, num_shared, head // groups, HEAD_DIM)
-    value = matrix_of(value, batch, num_keys, num_shared, head // groups, VALUE_DIM)
-    d_output = matrix_of(d_output, batch, length, num_heads, head, VALUE_DIM)
-    place = (tl.cast(batch, tl.int64) * num_heads + head) * length
-    q = load_rows(query, row, length, num_heads * HEAD_DIM, ROWS, HEAD_DIM, PADDED_DIM)
-    d_o = load_rows(d_output, row, length, num_heads * VALUE_DIM, ROWS, VALUE_DIM, PADDED_VALUE)
-    d_q = tl.zeros([ROWS, PADDED_DIM], tl.float32)
-    for column in range(first_key, tl.minimum(past + row + ROWS, num_keys), COLUMNS):
-        k = load_rows(key, column, num_keys, num_shared * HEAD_DIM, COLUMNS, HEAD_DIM, PADDED_DIM)
-        v = load_rows(value, column, num_keys, num_shared * VALUE_DIM, COLUMNS, VALUE_DIM, PADDED_VALUE)
-        f = tl.load(tile(selection, batch, strip, num_columns, block * ROWS, column, ROWS, COLUMNS))
-        _, d_a = logits_gradient(q, k, v, d_o, f, normalizer, delta, place, rows, length, scale, TYPE, PRECISION)
-        if head == selection_head:
-            d_a += tl.load(tile(given_back, batch, strip, num_columns, block * ROWS, column, ROWS, COLUMNS))
-        d_q += multiply(d_a.to(k.dtype), k, TYPE, PRECISION)
-    d_query = matrix_of(d_query, batch, length, num_heads, head, HEAD_DIM)
-    store_rows(d_query, d_q * logit_scale, row, length, num_heads * HEAD_DIM, ROWS, HEAD_DIM, PADDED_DIM)
-
-
-@triton.jit
-def key_gradient_kernel(
-    query,
-    key,
-    value,
-    d_output,
-    selection,
-    normalizer,
-    delta,
-    given_back,
-    last_queries,  # [batch, tiles], after which no query sees a key of the tile, or None
-    d_key,  # [batch, keys, key_value_heads, head_dim], float32, to be added to
-    d_value,  # [batch, keys, key_value_heads, value_dim], float32, to be added to
-    num_heads,
-    groups,
-    selection_head,
-    length,
-    past,
-    first_row,
-    last_row,
-    strip,
-    num_columns,
-    scale,
-    logit_scale,
-    BLOCK_K: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PADDED_DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    PADDED_VALUE: tl.constexpr,
-    TYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    shared, column, batch = tl.program_id(0), tl.program_id(1) * COLUMNS, tl.program_id(2)
-    num_keys, num_shared = past + length, num_heads // groups
-    start, end = tl.maximum(first_row, tl.maximum(column - past, 0) // ROWS * ROWS), last_row
-    if last_queries is not None:
-        end = tl.minimum(end, tl.load(last_queries + batch * (num_columns // BLOCK_K) + column // BLOCK_K))
-    key = matrix_of(key, batch, num_keys, num_shared, shared, HEAD_DIM)
-    value = matrix_of(value, batch, num_keys, num_shared, shared, VALUE_DIM)
-    k = load_rows(key, column, num_keys, num_shared * HEAD_DIM, COLUMNS, HEAD_DIM, PADDED_DIM)
-    v = load_rows(value, column, num_keys, num_shared * VALUE_DIM, COLUMNS, VALUE_DIM, PADDED_VALUE)
-    d_k = tl.zeros([COLUMNS, PADDED_DIM], tl.float32)
-    d_v = tl.zeros([COLUMNS, PADDED_VALUE], tl.float32)
-    for head in range(shared * groups, shared * groups + groups):
-        queries = matrix_of(query, batch, length, num_heads, head, HEAD_DIM)
-        d_outputs = matrix_of(d_output, batch, length, num_heads, head, VALUE_DIM)
-        place = (tl.cast(batch, tl.int64) * num_heads + head) * length
-        for row in range(start, end, ROWS):
-            rows = row + tl.arange(0, ROWS)
-            q = load_rows(queries, row, length, num_heads * HEAD_DIM, ROWS, HEAD_DIM, PADDED_DIM)
-            d_o = load_rows(d_outputs, row, length, num_heads * VALUE_DIM, ROWS, VALUE_DIM, PADDED_VALUE)
-            f = tl.load(tile(selection, batch, strip, num_columns, row - first_row, column, ROWS, COLUMNS))
-            p, d_a = logits_gradient(q, k, v, d_o, f, normalizer, delta, place, rows, length, scale, TYPE, PRECISION)
-            d_v += multiply(tl.trans(p.to(d_o.dtype)), d_o, TYPE, PRECISION)
-            if head == selection_head:
-                d_a += tl.load(tile(given_back, batch, strip, num_columns, row - first_row, column, ROWS, COLUMNS))
-            d_k += multiply(tl.trans(d_a.to(q.dtype)), q, TYPE, PRECISION)
-    d_key = matrix_of(d_key, batch, num_keys, num_shared, shared, HEAD_DIM)
-    d_value = matrix_of(d_value, batch, num_keys, num_shared, shared, VALUE_DIM)
-    d_k = d_k * logit_scale + load_rows(d_key, column, num_keys, num_shared * HEAD_DIM, COLUMNS, HEAD_DIM, PADDED_DIM)
-    d_v += load_rows(d_value, column, num_keys, num_shared * VALUE_DIM, COLUMNS, VALUE_DIM, PADDED_VALUE)
-    store_rows(d_key, d_k, column, num_keys, num_shared * HEAD_DIM, COLUMNS, HEAD_DIM, PADDED_DIM)
-    store_rows(d_value, d_v, column, num_keys, num_shared * VALUE_DIM, COLUMNS, VALUE_DIM, PADDED_VALUE)
 
 
 class Launch(NamedTuple):
@@ -425,7 +201,7 @@ SELECTION_GRADIENT = {
     (128, 2): Launch(64, 64, 8, 2),
     (256, 2): Launch(64, 32, 8, 2),
     (64, 4): Launch(64, 32, 8, 2),
-    (128, 4): Launch(32, 32, 8, 2),
+    (128, 4): Launch(64, 32, 8, 1),
 }
 QUERY_GRADIENT = {
     (64, 2): Launch(64, 64, 4, 2),
@@ -439,13 +215,22 @@ KEY_GRADIENT = {
     (128, 2): Launch(64, 64, 8, 2),
     (256, 2): Launch(32, 32, 8, 2),
     (64, 4): Launch(32, 64, 8, 2),
-    (128, 4): Launch(32, 32, 8, 2),
+    (128, 4): Launch(16, 64, 8, 2),
 }
 
 
-def block_of(block_size: int | None) -> int:
+@cache
+def has_much_shared_memory(device: torch.device) -> bool:
+    """Whether tiles of more than one step fit into it, as on A100 and H100."""
+    if device.type != "cuda":
+        return True
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= 160 * 1024
+
+
+def block_of(block_size: int | None, dtype: torch.dtype) -> int:
     """Queries for which one row of votes is kept."""
-    return min(max(16, triton.next_power_of_2(block_size or 128)), 128)
+    most = 64 if dtype == torch.float32 else 128
+    return min(max(16, triton.next_power_of_2(block_size or most)), most)
 
 
 class Attention:
@@ -463,7 +248,7 @@ class Attention:
         self.query, self.key, self.value, self.rule = query, key, value, rule
         (self.batch, self.length, self.num_heads, head_dim), self.num_keys = query.shape, key.shape[1]
         self.num_shared, value_dim = value.shape[2:]
-        self.block_q = block_of(block_size)
+        self.block_q = block_of(block_size, query.dtype)
         self.voting = Voting(query, key, *known, rule, self.block_q)
         self.kind = (max(64, padded(head_dim), padded(value_dim)), query.element_size())
         self.dims = {
@@ -489,6 +274,8 @@ class Attention:
         """`grid` gives the grid for a `Launch`."""
         launch = table[self.kind]
         launch = launch._replace(rows=min(launch.rows, self.block_q))
+        if not has_much_shared_memory(self.query.device):
+            launch = launch._replace(num_stages=1)
         kernel[grid(launch)](
             *tensors,
             **self.sizes,
@@ -641,7 +428,7 @@ def selective_attention(
         base (`torch.Tensor`): `[batch, keys]`, float32, votes cast before against each key; inf for padding.
         is_real, is_start, document_ids, positions, sliding_window: the fields of `VisibleKeys`.
         scale, selection_head, strength, protect_start, protect_self, memory_tau, block_size: as for the operator;
-            `block_size` is rounded up to a power of 2 from 16 to 128.
+            `block_size` is rounded up to a power of 2 from 16 to 128, or to 64 in float32.
 
     Returns:
         `(output, votes, memory)`: `[batch, queries, heads, value_dim]` in the dtype of `value`, `[batch, keys]` and,
@@ -683,7 +470,7 @@ def attend(
 def _(query, key, value, base, *options):
     batch, length, num_heads, _ = query.shape
     *_, memory_tau, block_size = options
-    num_blocks, columns = -(-length // block_of(block_size)), -(-key.shape[1] // BLOCK_K) * BLOCK_K
+    num_blocks, columns = -(-length // block_of(block_size, query.dtype)), -(-key.shape[1] // BLOCK_K) * BLOCK_K
     return (
         value.new_empty(batch, length, num_heads, value.shape[3]),
         base.new_empty(batch, key.shape[1]),

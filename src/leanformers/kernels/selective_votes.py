@@ -43,6 +43,21 @@ def load_rows(matrix, first, end, stride, ROWS: tl.constexpr, WIDTH: tl.constexp
 
 
 @triton.jit
+def matrix_of(tensor, batch, num_tokens, num_heads, head, width):
+    """Where the rows of one head begin in `[batch, tokens, heads, width]`."""
+    return tensor + (tl.cast(batch, tl.int64) * num_tokens * num_heads + head) * width
+
+
+@triton.jit
+def store_rows(matrix, rows_of, first, end, stride, ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Write what `load_rows` reads."""
+    rows, columns = tl.arange(0, ROWS), tl.arange(0, PADDED)
+    pointers = matrix + tl.cast(first, tl.int64) * stride + rows[:, None] * stride + columns[None, :]
+    is_inside = (first + rows < end)[:, None] & (columns < WIDTH)[None, :]
+    tl.store(pointers, rows_of.to(matrix.dtype.element_ty), mask=is_inside)
+
+
+@triton.jit
 def multiply(left, right, TYPE: tl.constexpr, PRECISION: tl.constexpr):
     """Matrix product in float32. `TYPE` is that of the inputs, but for the interpreter, which has no bfloat16."""
     return tl.dot(left.to(TYPE), right.to(TYPE), input_precision=PRECISION)
@@ -150,9 +165,8 @@ def votes_kernel(
         rest = tl.load(rests + place + voted)
         pointers = tile(gradient, batch, strip, num_columns, block * ROWS, column, ROWS, COLUMNS)
         d_selection = tl.load(pointers)
-        later = rest + tl.sum(d_selection, axis=0)
-        d_votes = later[None, :] - tl.cumsum(d_selection, axis=0)
-        tl.store(pointers, tl.where(votes > 0, d_votes * strength, 0.0))
+        later = tl.cumsum(d_selection, axis=0, reverse=True) - d_selection
+        tl.store(pointers, tl.where(votes > 0, (rest[None, :] + later) * strength, 0.0))
 
 
 IS_INTERPRETED = not isinstance(votes_kernel, triton.JITFunction)

@@ -1,0 +1,41 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""What the kernels of selective attention must equal, on the interpreter's CPU as on a GPU."""
+
+import torch
+from ops.test_selective_attention import OPTIONS, build, results
+from torch import Tensor
+
+from leanformers.modeling.selective_attn.selective_attention import naive_selective_attention, selective_attention
+from numerics import assert_low_precision_close
+
+
+def check_sequence(
+    device: str,
+    dtype: torch.dtype,
+    option: str = "plain",
+    length: int = 40,
+    past: int = 0,
+    block_size: int | None = 16,
+    **shape,
+) -> dict[str, Tensor]:
+    """Outputs, votes, memory rows and all gradients stray from the naive form in float64 at most twice as far as
+    torch's do, and a unit in the last place of the largest number, or eight in float32."""
+    query, key, value = (tensor.to(device) for tensor in build(length=length, past=past, dtype=dtype, **shape))
+    before = torch.rand(2, past, device=device) * 3 if past else None
+    options = OPTIONS[option](past + length) if option != "plain" else {}
+    options = {name: it.to(device) if isinstance(it, Tensor) else it for name, it in options.items()}
+    if "selection_head" in options:
+        options["selection_head"] = query.shape[2] - 1
+    inputs = (query, key, value)
+
+    exact = [tensor.double() for tensor in inputs]
+    right = results(naive_selective_attention, exact, None if before is None else before.double(), **options)
+    usual = results(selective_attention, inputs, before, backend="torch", **options)
+    found = results(selective_attention, inputs, before, backend="triton", block_size=block_size, **options)
+    assert found.keys() == right.keys()
+    for name, expected in right.items():
+        assert found[name].dtype == usual[name].dtype
+        step = torch.finfo(dtype).eps * expected.abs().max().clamp(min=1.0).item()
+        step *= 8 if dtype == torch.float32 else 1
+        assert_low_precision_close(name, found[name], usual[name], expected, absolute=step)
+    return found
