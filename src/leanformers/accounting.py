@@ -230,6 +230,14 @@ def training_memory(
     return AccountTable("bytes", rows)
 
 
+def layer_classes(model: PreTrainedModel) -> list[str]:
+    """Names of the classes of layers, which FSDP shards one by one: those that no device map splits, without those that
+    have the token table, which accelerate shards by itself."""
+    table = model.get_input_embeddings()
+    beside = {type(module).__name__ for module in model.modules() if table in module.modules()}
+    return sorted(set(model._no_split_modules or ()) - beside)
+
+
 def _kept_for_backward(model: PreTrainedModel, inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> tuple[int, int]:
     """Bytes that autograd keeps of a forward pass, weights aside, and those of its logits in float32."""
     held = [*model.parameters(), *model.buffers(), *inputs.values()]
@@ -259,7 +267,8 @@ def _kept_for_backward(model: PreTrainedModel, inputs: dict[str, torch.Tensor], 
 
 def _gathered(model: PreTrainedModel) -> int:
     """Bytes of whole weights and gradients that FSDP2 has at once: of the largest layer, and of all beside layers."""
-    layers = [module for module in model.modules() if type(module).__name__ in set(model._no_split_modules or ())]
+    names = layer_classes(model)
+    layers = [module for module in model.modules() if type(module).__name__ in names]
     sizes = [_num_bytes(layer.parameters()) for layer in layers]
     return 2 * (_num_bytes(model.parameters()) - sum(sizes) + max(sizes, default=0))
 

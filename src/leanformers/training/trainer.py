@@ -32,6 +32,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
+from leanformers.accounting import layer_classes
 from leanformers.arguments import LanguageModelTrainingArguments, TranslationTrainingArguments
 from leanformers.data.collator import BlockCollator, TranslationCollator
 from leanformers.data.language_modeling import EvaluationWindows, LaneSegments, TrainingBlocks
@@ -58,6 +59,11 @@ class RunTrainer(Trainer):
         directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with saving(directory, remove=True):
             super()._save_checkpoint(model, trial)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap is None:
+            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layer_classes(self.model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
