@@ -231,8 +231,8 @@ def training_memory(
 
 
 def layer_classes(model: PreTrainedModel) -> list[str]:
-    """Names of the classes of layers, which FSDP shards one by one: those that no device map splits, without those that
-    have the token table, which accelerate shards by itself."""
+    """Names of the classes of layers, which FSDP shards one by one: those that no device map splits, without what has
+    the token table, which accelerate shards by itself."""
     table = model.get_input_embeddings()
     beside = {type(module).__name__ for module in model.modules() if table in module.modules()}
     return sorted(set(model._no_split_modules or ()) - beside)
