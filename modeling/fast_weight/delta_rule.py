@@ -23,6 +23,7 @@ memory is `[B, H, K, V]`, as in flash-linear-attention.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from itertools import repeat
 
@@ -251,8 +252,11 @@ def takes_kernel(name: str, value: torch.Tensor, backend: str | None = None, *, 
     return use_kernel(name, value, backend, obstacle)
 
 
-def _full_precision(tensor: torch.Tensor) -> torch.autocast:
-    return torch.autocast(tensor.device.type, enabled=False)
+def _full_precision(tensor: torch.Tensor) -> AbstractContextManager:
+    device = tensor.device.type
+    if is_exporting() and not torch.is_autocast_enabled(device):  # torch saves no program with a scan in autocast
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def _initial_state(key: torch.Tensor, value: torch.Tensor, initial_state: torch.Tensor | None) -> torch.Tensor:
