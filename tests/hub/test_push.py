@@ -25,6 +25,7 @@ import leanformers.hub.check as check_module
 from leanformers.evaluation.loading import load_generator
 from leanformers.hub.check import check
 from leanformers.hub.clean_process import digest, outputs_of
+from leanformers.hub.export import export_run
 from leanformers.hub.push import push, push_space
 from leanformers.hub.space import write_space
 from leanformers.modeling.anthe import AntheForSeq2SeqLM
@@ -137,6 +138,8 @@ def test_run_goes_to_the_hub_and_is_loaded_from_it(
     card = (out / "README.md").read_text()
     assert f'repository = "{REPOSITORY}"' in card and "31.5" in card and "number translation" in card
 
+    push(export_run(run, tmp_path / "again", repository=REPOSITORY, check=False), REPOSITORY, check=False)
+    assert online.hub.repository(REPOSITORY).resolve("main").oid == first, "the same run is exported otherwise"
     change_bias(out)
     push(out, REPOSITORY, check=False)
     second = online.hub.repository(REPOSITORY).resolve("main").oid
@@ -322,6 +325,7 @@ def test_errors_are_one_sentence_without_the_token(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_kind_goes_to_the_hub_and_is_loaded_from_it(
     exported_of_each_kind: Path, root: Path, online: Online, tmp_path: Path
 ):
