@@ -236,6 +236,22 @@ def test_prompt_tuning(subject, tmp_path, verdict):
     check_generation(adapted, subject, generated(model, subject, **batch), verdict)
 
 
+@pytest.mark.parametrize("name", ["Anthe", "DeLighT"])
+def test_prompt_tuning_with_two_vocabularies(name):
+    """peft takes the first table with `vocab_size` rows for that of the prompt, here the target's: it must be told."""
+    subject = SUBJECTS[name]
+    fields = {"source_vocab_size": TOKENS["vocab_size"] + 8, "share_embeddings": False}
+    model, batch = subject.build(**fields), inputs(subject)
+    config = PromptTuningConfig(task_type=task(subject), num_virtual_tokens=VIRTUAL_TOKENS, **prompt_sizes(model))
+    adapted = get_peft_model(subject.build(**fields), config).eval()
+    prompt = adapted.get_prompt(batch_size=2)[:, :VIRTUAL_TOKENS].detach()
+    embedded = torch.cat([prompt, model.get_input_embeddings()(batch["input_ids"])], dim=1)
+    expected = model(inputs_embeds=embedded, decoder_input_ids=batch["decoder_input_ids"]).logits
+    assert not torch.allclose(logits_of(adapted, subject), expected, atol=1e-3)
+    adapted.word_embeddings = adapted.get_base_model().get_input_embeddings()
+    assert_close("logits", logits_of(adapted, subject), expected)
+
+
 @pytest.mark.tool("peft", "prompt tuning")
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_prompt_before_padding(decoder, side):

@@ -37,6 +37,7 @@ from transformers import (
 
 from leanformers.hub import clean_process
 from leanformers.metrics import exact_match
+from leanformers.registry import NAME_TABLES
 from numerics import assert_close
 
 LENGTHS = (9, 4, 7, 5, 3, 8, 6, 4)
@@ -174,10 +175,16 @@ def test_generation_in_evaluation(translator, rows, right_padding, tmp_path):
 
 
 @pytest.mark.tool("Trainer", "label smoothing")
-def test_label_smoothing(subject, rows, right_padding, tmp_path):
-    trainer = start(subject, rows, tmp_path, right_padding, label_smoothing_factor=0.2, **ONE_STEP)
-    expected = loss_by_hand(trainer.model, subject, rows, label_smoothing=0.2)
-    assert first_step(trainer)[0] == pytest.approx(expected, rel=1e-5)
+def test_label_smoothing(subject, rows, right_padding, tmp_path, verdict, monkeypatch):
+    def smoothed_loss() -> float:
+        return first_step(start(subject, rows, tmp_path, right_padding, label_smoothing_factor=0.2, **ONE_STEP))[0]
+
+    expected = loss_by_hand(subject.build(), subject, rows, label_smoothing=0.2)
+    assert smoothed_loss() == pytest.approx(expected, rel=1e-5)
+    if subject.is_decoder and not subject.is_peer:
+        monkeypatch.delitem(NAME_TABLES["AutoModelForCausalLM"], subject.fields["model_type"])
+        if smoothed_loss() != pytest.approx(expected, rel=1e-5):
+            verdict.limits("with leanformers imported: Trainer knows by a table of names whose labels it has to shift")
 
 
 @pytest.mark.tool("Trainer", "gradient accumulation (num_items_in_batch)")
@@ -314,6 +321,7 @@ def remote_runs(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.tool("Trainer", "resume of remote code, offline")
 def test_remote_code_resumes_without_leanformers(subject, remote_runs):
     """A checkpoint has its code beside it, from which another process goes on bit for bit. Dropout is on."""
