@@ -192,7 +192,8 @@ def selective_attention(
         base = initial_base(keys, initial_selection, query, num_keys)
         if is_kernel:
             output, accumulated, memory = selective_kernels.selective_attention(
-                query, key, value, base, *keys, *settings
+                *(query, key, value, base),
+                *(*keys, *settings),  # type: ignore[arg-type]
             )
         elif not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in (query, key, value, base)):
             output, accumulated, memory = attend_in_blocks(query, key, value, base, keys, settings, held)

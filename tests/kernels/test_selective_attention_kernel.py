@@ -281,4 +281,4 @@ def test_kernels_fit_the_registers_and_shared_memory_of_gpus():
         limit = {"sm_80": 163, "sm_86": 99, "sm_90": 227}[found["architecture"]]
         assert found["shared bytes"] <= limit * 1024, f"{name}: {found}"
         if "bfloat16" in name:  # in float32, which is multiplied in three products, not all fits
-            assert found["spilled bytes"] <= 128, f"{name}: {found}"
+            assert found["spilled bytes"] <= 160, f"{name}: {found}"

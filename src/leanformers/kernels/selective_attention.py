@@ -197,14 +197,14 @@ ATTEND = {
     (128, 4): Launch(64, 32, 8, 2),
 }
 SELECTION_GRADIENT = {
-    (64, 2): Launch(64, 64, 4, 2),
+    (64, 2): Launch(128, 64, 8, 2),
     (128, 2): Launch(64, 64, 8, 2),
     (256, 2): Launch(64, 32, 8, 2),
     (64, 4): Launch(64, 32, 8, 2),
     (128, 4): Launch(64, 32, 8, 1),
 }
 QUERY_GRADIENT = {
-    (64, 2): Launch(64, 64, 4, 2),
+    (64, 2): Launch(128, 64, 8, 2),
     (128, 2): Launch(64, 64, 8, 2),
     (256, 2): Launch(64, 32, 8, 2),
     (64, 4): Launch(64, 32, 8, 2),
@@ -249,7 +249,7 @@ class Attention:
         (self.batch, self.length, self.num_heads, head_dim), self.num_keys = query.shape, key.shape[1]
         self.num_shared, value_dim = value.shape[2:]
         self.block_q = block_of(block_size, query.dtype)
-        self.voting = Voting(query, key, *known, rule, self.block_q)
+        self.voting = Voting(query, key, known, rule, self.block_q)
         self.kind = (max(64, padded(head_dim), padded(value_dim)), query.element_size())
         self.dims = {
             "HEAD_DIM": head_dim,
@@ -462,8 +462,8 @@ def attend(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rule = Rule(sliding_window, scale, selection_head, strength, protect_start, protect_self, memory_tau)
     known = (is_real, is_start, document_ids, positions)
-    tensors = (tensor.contiguous() for tensor in (query, key, value))
-    return Attention(*tensors, known, rule, block_size).forward(base)
+    query, key, value = (tensor.contiguous() for tensor in (query, key, value))
+    return Attention(query, key, value, known, rule, block_size).forward(base)
 
 
 @attend.register_fake

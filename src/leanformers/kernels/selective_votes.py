@@ -202,7 +202,8 @@ class Voting:
 
     Args:
         query, key (`torch.Tensor`): `[batch, tokens, heads, head_dim]`.
-        known: what `leanformers.modeling.selective_attn.visible_keys.VisibleKeys` holds, `[batch, keys]` each.
+        known: `is_real`, `is_start`, `document_ids` and `positions`, `[batch, keys]` each.
+        rule (`Rule`): numbers of the operator.
         block_q (`int`): queries of a tile in the first two launches.
     """
 
@@ -210,13 +211,11 @@ class Voting:
         self,
         query: Tensor,
         key: Tensor,
-        is_real: Tensor | None,
-        is_start: Tensor,
-        document_ids: Tensor | None,
-        positions: Tensor | None,
+        known: tuple[Tensor | None, Tensor, Tensor | None, Tensor | None],
         rule: Rule,
         block_q: int,
     ):
+        is_real, is_start, document_ids, positions = known
         (self.batch, self.length, num_heads, self.head_dim), self.num_keys = query.shape, key.shape[1]
         self.past, self.rule, self.block_q = self.num_keys - self.length, rule, block_q
         self.query = query[:, :, rule.selection_head]
