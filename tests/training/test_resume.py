@@ -59,7 +59,9 @@ def test_damaged_checkpoint_is_passed_over(uninterrupted, tmp_path, caplog):
     assert_same_weights(run, uninterrupted)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "training_args.bin", "trainer_state.json"]
+)
 def test_damage_is_found_in_every_file(uninterrupted, tmp_path, name):
     run = stop_at(uninterrupted, 4, tmp_path / "run")
     assert last_whole_checkpoint(run) == run / "checkpoint-4"
