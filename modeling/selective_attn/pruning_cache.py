@@ -120,7 +120,6 @@ class SelectiveAttentionLayer(CacheLayerMixin):
         memory_budget: int | None = None,
         sliding_window: int | None = None,
         protect_start: bool = True,
-        leave_room: bool = False,
         **kwargs,
     ) -> tuple[Tensor, Tensor]:
         """
@@ -133,7 +132,6 @@ class SelectiveAttentionLayer(CacheLayerMixin):
             memory_budget (`int`, *optional*): slots.
             sliding_window (`int`, *optional*): how many tokens each one sees, itself included.
             protect_start (`bool`, defaults to `True`): whether the first token stays, and nobody votes against it.
-            leave_room (`bool`, defaults to `False`): append keys and values in place, without gradients.
 
         Returns:
             All keys and values. The new tokens are the last ones, but for a single one in a reused slot.
@@ -152,7 +150,7 @@ class SelectiveAttentionLayer(CacheLayerMixin):
             if is_full:  # single tokens are anywhere
                 self._gather(self.positions.argsort(dim=-1))
             for name, states in zip(STATE, new, strict=True):
-                self._append(name, states, leave_room and states.dim() == 4)
+                setattr(self, name, torch.cat([getattr(self, name), states], dim=states.dim() // 2))
         self.num_real = self.num_real + (num_tokens if is_real is None else is_real.sum(-1))
         self.num_seen += num_tokens
         return self.keys, self.values
@@ -180,20 +178,17 @@ class SelectiveAttentionLayer(CacheLayerMixin):
             `torch.Tensor`: `[batch, 1, heads, value_dim]`.
         """
         numbers = selective_decode.Rule(sliding_window=sliding_window, protect_start=protect_start, **rule)
-        is_full = self._is_full(key_states, value_states, memory_budget)
-        if not is_full:
-            self.update(
-                key_states, value_states, is_real, memory_budget, sliding_window, protect_start, leave_room=True
-            )
-        else:  # room may be left, or what `crop` took back
-            self._apply(Tensor.contiguous)
-        slots = selective_decode.Slots(*(getattr(self, name) for name in (*STATE, "num_real")))
+        is_full, states = self._is_full(key_states, value_states, memory_budget), (key_states, value_states)
+        self.num_seen += 1
         if is_full:
-            self.num_seen += 1
-            return selective_decode.replace_and_attend_(query, key_states, value_states, slots, is_real, numbers)
-        before = self.votes
-        output, votes = selective_decode.attend_to_slots(query, slots, is_real, numbers)
-        self.settle(votes, cast=(votes - before)[:, None] if self.record_past else None)
+            self._apply(Tensor.contiguous)  # room may be left, or what `crop` took back
+            slots = selective_decode.Slots(*(getattr(self, name) for name in (*STATE, "num_real")))
+            return selective_decode.replace_and_attend_(query, *states, slots, is_real, numbers)
+        before, counted = self.votes, self.num_real
+        rooms = {name: self._room(name) for name in STATE if name != "votes"}
+        slots = selective_decode.Slots(**rooms, votes=before, num_real=counted)
+        output, votes, self.num_real = selective_decode.append_and_attend_(query, *states, slots, is_real, numbers)
+        self.settle(votes, cast=(votes - pad(before, (0, 1)))[:, None] if self.record_past else None)
         return output
 
     def visible(self, sliding_window: int | None = None) -> Tensor:
@@ -245,20 +240,18 @@ class SelectiveAttentionLayer(CacheLayerMixin):
             self.settle(self.votes, self.least_voted())
         return True
 
-    def _append(self, name: str, states: Tensor, leave_room: bool) -> None:
+    def _room(self, name: str) -> Tensor:
+        """Let a state take one slot more, which is yet to be written, and give the state with the room behind it."""
         held = getattr(self, name)
-        if not leave_room:
-            setattr(self, name, torch.cat([held, states], dim=states.dim() // 2))
-            return
-        number, end = held.shape[2], held.shape[2] + states.shape[2]
+        dim, number = held.dim() // 2, self.votes.shape[1]
         room, latest = self.rooms.get(name, (None, None))
-        if room is None or latest is not held or room.shape[2] < end:
-            size = end + ROOM if self.memory_budget is None else min(end + ROOM, self.memory_budget)
-            room = held.new_empty(*held.shape[:2], size, held.shape[3])
-            room[:, :, :number] = held
-        room[:, :, number:end] = states
-        self.rooms[name] = room, room[:, :, :end]
+        if latest is not held or room.shape[dim] == number:
+            size = number + 1 + ROOM if self.memory_budget is None else min(number + 1 + ROOM, self.memory_budget)
+            room = held.new_empty(*held.shape[:dim], size, *held.shape[dim + 1 :])
+            room.narrow(dim, 0, number).copy_(held)
+        self.rooms[name] = room, room.narrow(dim, 0, number + 1)
         setattr(self, name, self.rooms[name][1])
+        return room
 
     def _replace_one(self, new: dict[str, Tensor], enters: Tensor | None, sliding_window: int | None) -> None:
         # What the new token will not see leaves first, empty slots among it.

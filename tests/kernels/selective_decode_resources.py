@@ -60,13 +60,13 @@ def step(dtype: torch.dtype, head_dim: int, group: int, replaces: bool, splits: 
     pointer = TYPES[dtype]
     types = dict.fromkeys(("query", "key", "value", "output"), pointer)
     types |= {"votes": "*fp32", "new_votes": "*fp32", "scale": "fp32", "vote_scale": "fp32"}
-    absent = {"new_key", "new_value", "maxima", "sums", "visible", "votable", *CACHE}
+    absent = {"new_key", "new_value", "new_num_real", "maxima", "sums", "visible", "votable", *CACHE}
     types |= CACHE if has_cache else {"visible": "*i1", "votable": "*i1"}
-    if replaces:
-        types |= {"new_key": pointer, "new_value": pointer}
+    if has_cache:
+        types |= {"new_key": pointer, "new_value": pointer} | ({} if replaces else {"new_num_real": "*i64"})
     if splits:
         types |= {"maxima": "*fp32", "sums": "*fp32", "output": "*fp32"}
-    constants = selective_decode.constants(dtype, group, head_dim, head_dim, 4096)
+    constants = selective_decode.constants(dtype, group, head_dim, head_dim, 4096 if replaces else 0)
     options = constants.pop("num_warps"), constants.pop("num_stages")
     constants |= {"SELECTION_HEAD": 0, "PROTECT_START": True, "PROTECT_SELF": True, "HAS_WINDOW": has_cache}
     constants |= dict.fromkeys(absent - types.keys())
@@ -92,7 +92,7 @@ def measured() -> Iterator[tuple[str, dict]]:
             described = f"{str(dtype)[6:]}, head_dim {head_dim}, {group} heads share keys"
             yield f"step in a full cache, {described}", step(dtype, head_dim, group, replaces=True, splits=False)
             yield (
-                f"step over splits of a cache, {described}",
+                f"step in splits of a growing cache, {described}",
                 step(dtype, head_dim, group, replaces=False, splits=True),
             )
     yield "step in a full cache in splits, float16, head_dim 128", step(torch.float16, 128, 4, True, True)

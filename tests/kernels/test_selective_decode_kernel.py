@@ -3,12 +3,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
 pytest.importorskip("triton")
@@ -126,6 +128,34 @@ def test_tokens_are_written_where_room_was_left(monkeypatch):
         assert torch.equal(states[1][name], right), name
     assert [before == after for before, after in zip(places[7:], places[8:], strict=False)] == [
         *(True, True, False, True, False, True)
+    ]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [{"memory_budgets": 3}, {}], ids=str)
+def test_a_step_launches_one_kernel(fields, monkeypatch):
+    """Between the projections, but for moments that need more room."""
+
+    class Launches(TorchDispatchMode):
+        names: list[str] = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.names.append(function._schema.name)
+            return function(*args, **kwargs or {})
+
+    monkeypatch.setenv("LEANFORMERS_KERNELS", "triton")
+    layer, hidden = layer_of(**fields), whole_numbers(1, 5, 16)
+    cache = DynamicCache(config=layer.config)
+    read(layer, hidden[:, :4], None, cache)
+    with Launches() as launches:
+        layer(hidden[:, 4:], past_key_values=cache)
+    # `fill_` is what puts NaN there in tests.
+    without_data = re.compile("aten::(new_)?empty|aten::(view|_unsafe_view|transpose|t|slice|detach|fill_)$")
+    ours = "replace" if fields else "append"
+    assert [name for name in launches.names if not without_data.match(name)] == [
+        *["aten::mm"] * 3,
+        f"leanformers::selective_attention_{ours}",
+        "aten::mm",
     ]
 
 
@@ -266,7 +296,14 @@ def test_registrations():
     step = query, keys, slots.values.transpose(1, 2), slots.votes, None, votable, 0.25, 0, 1.0, None
     calls = {
         operators.selective_attention_step: step,
-        operators.selective_attention_slots: (query, *slots, None, *rule),
+        operators.selective_attention_append: (
+            query,
+            key,
+            value,
+            *slots._replace(votes=slots.votes[:, :2]),
+            None,
+            *rule,
+        ),
         operators.selective_attention_replace: (query, key, value, *slots, None, *rule),
         operators.selective_eviction: (
             torch.rand(1, 2, 4),

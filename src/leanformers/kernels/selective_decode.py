@@ -84,23 +84,32 @@ def selective_attention_step(
     return output, selection, None
 
 
-def attend_to_slots(
-    query: Tensor, slots: Slots, is_real: Tensor | None, rule: Rule, num_splits: int | None = None
-) -> tuple[Tensor, Tensor]:
+def append_and_attend_(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slots: Slots,
+    is_real: Tensor | None,
+    rule: Rule,
+    num_splits: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """
-    The same, of a cache that has let the token enter.
+    The same, of a cache that has room: the token takes the first slot behind those that are taken, padding as well.
 
     Args:
         query (`torch.Tensor`): `[batch, 1, heads, head_dim]`.
-        slots (`Slots`): with those of the token, and no votes against it.
+        key, value (`torch.Tensor`): `[batch, key_value_heads, 1, dim]`, of the token.
+        slots (`Slots`): before the token. There are votes for those that are taken; all else but `num_real` has at
+            least one slot more, which is written in place.
         is_real (`torch.Tensor`, *optional*): `[batch, 1]`, False if the token is padding, which does not vote.
         rule (`Rule`): the numbers of a step.
         num_splits (`int`, *optional*): as above.
 
     Returns:
-        `(output, votes)`: `[batch, 1, heads, value_dim]`, and the votes after the token, `[batch, slots]`.
+        `(output, votes, num_real)`: `[batch, 1, heads, value_dim]`, the votes after the token `[batch, slots + 1]`,
+        and the number of tokens.
     """
-    return _attend_to_slots(query, *slots, is_real, *rule, num_splits)
+    return _append_and_attend(query, key, value, *slots, is_real, *rule, num_splits)
 
 
 def replace_and_attend_(
@@ -119,7 +128,7 @@ def replace_and_attend_(
         query (`torch.Tensor`): `[batch, 1, heads, head_dim]`.
         key, value (`torch.Tensor`): `[batch, key_value_heads, 1, dim]`, of the token.
         slots (`Slots`): before the token; all six are updated in place.
-        is_real, rule, num_splits: as for `attend_to_slots`.
+        is_real, rule, num_splits: as for `append_and_attend_`.
 
     Returns:
         `torch.Tensor`: `[batch, 1, heads, value_dim]`.
@@ -152,9 +161,13 @@ def _step(
     return output, new_votes
 
 
-@torch.library.custom_op("leanformers::selective_attention_slots", mutates_args=())
-def _attend_to_slots(
+@torch.library.custom_op(
+    "leanformers::selective_attention_append", mutates_args=("keys", "values", "positions", "is_start")
+)
+def _append_and_attend(
     query: Tensor,
+    key: Tensor,
+    value: Tensor,
     keys: Tensor,
     values: Tensor,
     votes: Tensor,
@@ -169,13 +182,14 @@ def _attend_to_slots(
     protect_self: bool,
     sliding_window: int | None,
     num_splits: int | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     rule = Rule(scale, selection_head, strength, protect_start, protect_self, sliding_window)
-    known = {"positions": positions.contiguous(), "is_start": is_start.contiguous(), "num_real": num_real}
-    new_votes = torch.empty_like(votes, memory_format=torch.contiguous_format)
-    key, value = keys.transpose(1, 2), values.transpose(1, 2)
-    output = _launch(query, key, value, votes.contiguous(), new_votes, rule, num_splits, is_real=is_real, **known)
-    return output, new_votes
+    known = {"positions": positions, "is_start": is_start, "num_real": num_real, "is_real": is_real}
+    new = {"new_key": _dense(key), "new_value": _dense(value), "new_num_real": torch.empty_like(num_real)}
+    new_votes = votes.new_empty(votes.shape[0], votes.shape[1] + 1)
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+    output = _launch(query, keys, values, votes.contiguous(), new_votes, rule, num_splits, **known, **new)
+    return output, new_votes, new["new_num_real"]
 
 
 @torch.library.custom_op(
@@ -217,9 +231,10 @@ def _(query, key, value, selection, *rest):
     return _fake_output(query, value), torch.empty_like(selection, memory_format=torch.contiguous_format)
 
 
-@_attend_to_slots.register_fake
-def _(query, keys, values, votes, *rest):
-    return _fake_output(query, values), torch.empty_like(votes, memory_format=torch.contiguous_format)
+@_append_and_attend.register_fake
+def _(query, key, value, keys, values, votes, positions, is_start, num_real, *rest):
+    new_votes = votes.new_empty(votes.shape[0], votes.shape[1] + 1)
+    return _fake_output(query, value), new_votes, torch.empty_like(num_real)
 
 
 @_replace_and_attend.register_fake
@@ -248,10 +263,13 @@ def _launch(
     is_real: Tensor | None = None,
     new_key: Tensor | None = None,
     new_value: Tensor | None = None,
+    new_num_real: Tensor | None = None,
 ) -> Tensor:
     """Keys and values are `[batch, slots, key_value_heads, dim]`; what is mutated is a view of what was given."""
     query, key, value = _dense(query), _dense(key), _dense(value)
-    (batch, num_slots, num_shared, head_dim), num_heads, value_dim = key.shape, query.shape[2], value.shape[-1]
+    (batch, num_slots), num_shared, num_heads = votes.shape, key.shape[2], query.shape[2]
+    head_dim, value_dim = key.shape[-1], value.shape[-1]
+    replaces = new_key is not None and new_num_real is None
     output = value.new_empty(batch, 1, num_heads, value_dim)
     if not batch:
         return output
@@ -267,6 +285,7 @@ def _launch(
             value,
             new_key,
             new_value,
+            new_num_real,
             votes,
             positions,
             is_start,
@@ -289,11 +308,13 @@ def _launch(
             *value.stride()[:3],
             *((0, 0) if new_key is None else new_key.stride()[:2]),
             *((0, 0) if new_value is None else new_value.stride()[:2]),
+            0 if positions is None else positions.stride(0),
+            0 if is_start is None else is_start.stride(0),
             SELECTION_HEAD=rule.selection_head,
             PROTECT_START=rule.protect_start,
             PROTECT_SELF=rule.protect_self,
             HAS_WINDOW=rule.sliding_window is not None,
-            **constants(query.dtype, num_heads // num_shared, head_dim, value_dim, num_slots),
+            **constants(query.dtype, num_heads // num_shared, head_dim, value_dim, num_slots if replaces else 0),
         )
         if num_splits > 1:
             block = max(triton.next_power_of_2(value_dim), 16)
@@ -326,8 +347,8 @@ def split(num_slots: int, num_programs: int, device: torch.device, num_splits: i
         has_processors = device.type == "cuda"
         num_processors = torch.cuda.get_device_properties(device).multi_processor_count if has_processors else 1
         num_splits = max(min(2 * num_processors // num_programs, num_slots // SPLIT_SLOTS), 1)
-    size = triton.cdiv(triton.cdiv(num_slots, num_splits), BLOCK_SLOTS) * BLOCK_SLOTS
-    return triton.cdiv(num_slots, size), size
+    size = max(triton.cdiv(triton.cdiv(num_slots, num_splits), BLOCK_SLOTS), 1) * BLOCK_SLOTS
+    return max(triton.cdiv(num_slots, size), 1), size
 
 
 @triton.jit(do_not_specialize=["num_slots", "split_size", "window"])
@@ -335,10 +356,11 @@ def attend_kernel(
     query,
     key,
     value,
-    new_key,  # with a full budget, as the next one
+    new_key,  # with a cache, as the next one
     new_value,
+    new_num_real,  # where the token is appended, not where it replaces another
     votes,
-    positions,  # of a cache, as the next four; the last may be None
+    positions,  # of a cache, as the next three; the last may be None
     is_start,
     num_real,
     is_real,
@@ -347,7 +369,7 @@ def attend_kernel(
     output,  # of each split, if there is more than one, and the next two
     maxima,
     sums,
-    new_votes,  # with a full budget the votes cast
+    new_votes,  # where the token replaces another, the votes cast
     scale,
     vote_scale,
     num_slots,
@@ -365,6 +387,8 @@ def attend_kernel(
     new_key_head,
     new_value_batch,
     new_value_head,
+    positions_batch,
+    is_start_batch,
     SELECTION_HEAD: tl.constexpr,
     PROTECT_START: tl.constexpr,
     PROTECT_SELF: tl.constexpr,
@@ -380,8 +404,9 @@ def attend_kernel(
     TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    REPLACES: tl.constexpr = new_key is not None
-    HAS_CACHE: tl.constexpr = positions is not None
+    HAS_CACHE: tl.constexpr = new_key is not None
+    APPENDS: tl.constexpr = new_num_real is not None
+    REPLACES: tl.constexpr = HAS_CACHE and not APPENDS
     batch, shared, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     rows, dims, out_dims = tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, OUT_DIM)
     is_dim, is_out_dim = dims < HEAD_DIM, out_dims < VALUE_DIM
@@ -393,49 +418,49 @@ def attend_kernel(
         mask=(rows < GROUP)[:, None] & is_dim[None, :],
         other=0.0,
     )
-
-    enters = part >= 0
-    if is_real is not None:
-        enters = tl.load(is_real + batch).to(tl.int1)
     votes += batch * num_slots
-    new_votes += batch * num_slots
-    if HAS_CACHE:
-        positions += batch * num_slots
-        is_start += batch * num_slots
-        num_before = tl.load(num_real + batch) % ARRIVAL
-        latest = num_before - 1
-        if REPLACES:
-            latest += enters.to(tl.int64)
+    new_votes += batch * (num_slots + 1 if APPENDS else num_slots)
 
-    slot = -1
+    slot = -1  # of the token, if it is among those below
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     mean = tl.zeros((ROWS, OUT_DIM), tl.float32)
-    if REPLACES:
-        found = most_voted(votes, positions, is_start, latest, num_slots, window, HAS_WINDOW, VOTES)
-        slot = tl.where(enters, found, -1)
+    if HAS_CACHE:
+        enters = part >= 0
+        if is_real is not None:
+            enters = tl.load(is_real + batch).to(tl.int1)
+        positions += batch * positions_batch
+        is_start += batch * is_start_batch
+        num_before = tl.load(num_real + batch) % ARRIVAL
+        latest = num_before + enters.to(tl.int64) - 1
+        writes = part == 0
+        own_slot = num_slots
+        if REPLACES:
+            own_slot = most_voted(votes, positions, is_start, latest, num_slots, window, HAS_WINDOW, VOTES)
+            slot = tl.where(enters, own_slot, -1)
+            writes = writes & enters
         own_key = tl.load(new_key + batch * new_key_batch + shared * new_key_head + dims, mask=is_dim, other=0.0)
         own_value = tl.load(
             new_value + batch * new_value_batch + shared * new_value_head + out_dims, mask=is_out_dim, other=0.0
         )
-        if enters & (part == 0):
+        if writes:
             own = tl.sum(q.to(tl.float32) * own_key.to(tl.float32)[None, :], axis=1)
-            top = own * scale
-            total += 1.0
-            mean += own_value.to(tl.float32)[None, :]
-            at = slot.to(tl.int64)
-            tl.store(key + batch * key_batch + shared * key_head + at * key_slot + dims, own_key, mask=is_dim)
-            tl.store(
-                value + batch * value_batch + shared * value_head + at * value_slot + out_dims,
-                own_value,
-                mask=is_out_dim,
-            )
+            if enters:
+                top = own * scale
+                total += 1.0
+                mean += own_value.to(tl.float32)[None, :]
+            place = tl.cast(own_slot, tl.int64)
+            tl.store(key + batch * key_batch + shared * key_head + place * key_slot + dims, own_key, mask=is_dim)
+            value_place = value + batch * value_batch + shared * value_head + place * value_slot
+            tl.store(value_place + out_dims, own_value, mask=is_out_dim)
             if has_voter:
-                vote = tl.sum(tl.where(is_voter, own, 0.0), axis=0) * vote_scale
-                may_vote = latest >= (1 if PROTECT_START else 0)
-                if PROTECT_SELF:
-                    may_vote = latest < 0
-                tl.store(new_votes + slot, tl.where(may_vote, tl.maximum(vote, 0.0), 0.0))
+                vote = tl.maximum(tl.sum(tl.where(is_voter, own, 0.0), axis=0) * vote_scale, 0.0)
+                may_vote = enters & (latest >= (1 if PROTECT_START else 0)) & (not PROTECT_SELF)
+                tl.store(new_votes + own_slot, tl.where(may_vote, vote, 0.0))
+            if APPENDS:
+                tl.store(positions + own_slot, tl.where(enters, latest, -1), mask=shared == 0)
+                tl.store(is_start + own_slot, enters & (latest == 0) & PROTECT_START, mask=shared == 0)
+                tl.store(new_num_real + batch, latest + 1, mask=shared == 0)
 
     key += batch * key_batch + shared * key_head
     value += batch * value_batch + shared * value_head
@@ -450,8 +475,6 @@ def attend_kernel(
             if HAS_WINDOW:
                 sees = sees & (latest - position < window)
             may_vote = sees & (tl.load(is_start + slots, mask=exists, other=1).to(tl.int1) == 0) & enters
-            if PROTECT_SELF:
-                may_vote = may_vote & (position < latest)
         else:
             sees = exists
             if visible is not None:
