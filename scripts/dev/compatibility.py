@@ -28,11 +28,12 @@ RESULTS, PAGE, README = ROOT / "docs/compatibility.json", ROOT / "docs/compatibi
 BEGIN, END = "<!-- compatibility:begin -->", "<!-- compatibility:end -->"
 TOOLS = (
     *("torch", "transformers", "accelerate", "peft", "trl", "lm-eval", "evaluate", "datasets", "torchao"),
-    *("bitsandbytes", "onnx", "onnxruntime", "onnxscript", "triton", "flash-linear-attention"),
+    *("bitsandbytes", "onnx", "onnxruntime", "onnxscript", "optimum-quanto", "triton", "flash-linear-attention"),
 )
 MARKS = {"works": "✓", "limits": "limits", "refused": "refused", "fails": "fails", "not run": "not run"}
 WORST_FIRST = ("fails", "refused", "limits", "works", "not run")
 LONGEST_NOTE = 160
+NO_GPU = "0 active drivers"  # Triton's error where there is none, and no other form of a kernel
 
 
 def run_tests(junit: Path, num_workers: int) -> None:
@@ -56,7 +57,8 @@ def outcome_of(case: ElementTree.Element, properties: list[tuple[str, str]]) -> 
     """Verdict and note of one test."""
     for tag in ("failure", "error"):
         if (problem := case.find(tag)) is not None:
-            return "fails", first_line(problem.get("message", ""))
+            message = problem.get("message", "")
+            return ("not run", "its kernels need a GPU") if NO_GPU in message else ("fails", first_line(message))
     if (skipped := case.find("skipped")) is not None:
         return "not run", first_line(skipped.get("message", ""))
     verdicts = [value.partition(": ")[::2] for name, value in properties if name == "verdict"]
@@ -178,7 +180,7 @@ Made by `scripts/dev/compatibility.py` of what the tests in `tests/ecosystem` sa
 weights, on a CPU. Our models stand on the left; for comparison there are others, on which the same tests ran.
 
 ✓ works. `limits`: works, but for what the note says. `refused`: a clear error says so, the note why. `fails`: the test
-failed; the note is the first line of the error. `not run`: a tool was missing. Nothing: does not apply."""
+failed; the note is the first line of the error. `not run`: a tool or a GPU was missing. Nothing: does not apply."""
 OWN_TESTS = """\
 All tests that a model of transformers itself has to pass, slow ones among them: passed / failed / skipped. Tests of
 GPUs, FlashAttention, kernels, DeepSpeed and vision, and of what an architecture does not have, are skipped for

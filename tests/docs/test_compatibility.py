@@ -48,13 +48,21 @@ def test_worst_outcome_of_a_cell_stands_in_the_table(script, tmp_path):
         ("7", "compile", "Anthe", "", '<skipped type="pytest.skip" message="no compiler"/>'),
         ("8", "compile", "Llama", "", '<skipped type="pytest.skip" message="no compiler"/>'),
         ("9", "compile", "Llama", "", ""),
+        (
+            "10",
+            "compile",
+            "DeltaNet (fla)",
+            "",
+            failure("RuntimeError: 0 active drivers ([]). There should only be one."),
+        ),
     )
     results = script["collect"]([path], {})
-    assert results["models"] == {"Anthe": "ours", "FastWeight": "ours", "Llama": "peer"}
+    assert results["models"] == {"Anthe": "ours", "FastWeight": "ours", "Llama": "peer", "DeltaNet (fla)": "peer"}
     assert results["groups"] == {
         "torch": {
             "compile": {
                 "Anthe": {"verdict": "not run", "note": "no compiler"},
+                "DeltaNet (fla)": {"verdict": "not run", "note": "its kernels need a GPU"},
                 "Llama": {"verdict": "works", "note": ""},
             },
             "export": {
@@ -66,11 +74,11 @@ def test_worst_outcome_of_a_cell_stands_in_the_table(script, tmp_path):
     }
     assert script["our_failures"](results) == []
     page = script["render_page"](results)
-    assert "| export | limits[^2] | refused[^3] | fails[^4] |" in page
-    assert "[^2]: no beams\n[^3]: has no keys\n[^4]: `ValueError: bad file .../x.py`\n" in page
+    assert "| export | limits[^3] | refused[^4] | fails[^5] |  |" in page
+    assert "[^3]: no beams\n[^4]: has no keys\n[^5]: `ValueError: bad file .../x.py`\n" in page
     readme = script["render_readme"](results, f"above\n{script['BEGIN']}\nold\n{script['END']}\nbelow\n")
     assert readme.startswith(f"above\n{script['BEGIN']}\n| ") and readme.endswith(f"|\n{script['END']}\nbelow\n")
-    assert "old" not in readme and "| torch | compile | not run |  | ✓ |" in readme
+    assert "old" not in readme and "| torch | compile | not run |  | ✓ | not run |" in readme
 
 
 def test_later_report_replaces_a_test_and_our_failures_are_told(script, tmp_path):

@@ -1,6 +1,7 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
 """`pipeline(task, folder)` on what a user has: a folder from the Hub, with leanformers installed and without."""
 
+import copy
 import json
 import os
 import subprocess
@@ -83,6 +84,8 @@ def test_texts_are_classified_by_their_logits(subject, tokenizer, tmp_path, verd
         verdict.refused("it has no classification head")
         return
     model = AutoModelForSequenceClassification.from_config(subject.config(num_labels=3)).eval()
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = "right"
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "folder")
     classifier = pipeline("text-classification", model=tmp_path / "folder", top_k=None)
