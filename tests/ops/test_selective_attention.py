@@ -714,7 +714,7 @@ def test_dropout_of_the_naive_form_drops_probabilities_alone():
 
 def test_both_forms_take_the_same_arguments():
     naive, blocks = (set(inspect.signature(form).parameters) for form in FORMS)
-    assert naive - blocks == {"dropout"} and blocks - naive == {"block_size", "num_votes"}
+    assert naive - blocks == {"dropout"} and blocks - naive == {"block_size", "num_votes", "backend"}
 
 
 ONES = torch.ones
