@@ -23,6 +23,8 @@ BENCHMARKS = {
     "fast_weight_prefill": "fast_weight:prefill",
     "fast_weight_decoding": "fast_weight:decoding",
     "fast_weight_memory": "fast_weight:memory",
+    "fast_weight_kernel": "gpu_kernels:delta_rule",
+    "fast_weight_kernel_dpfp": "gpu_kernels:dpfp",
     "fast_weight_lm_training": "language_models:training",
     "selective_attn_operator": "selective_attn:operator",
     "selective_attn_training": "selective_attn:training",
@@ -46,10 +48,14 @@ QUICK_PRESETS = {"delight_lm_training": "lm_tiny"}
 SUITES = {
     "gpu": (
         ("selective_attn_kernel", None, "bfloat16"),
+        ("fast_weight_kernel", None, "bfloat16"),
+        ("fast_weight_kernel_dpfp", None, "bfloat16"),
+        ("fast_weight_kernel_dpfp", None, "float32"),
         ("selective_attn_lm_training", "100m", "bfloat16"),
         ("fast_weight_lm_training", "100m", "bfloat16"),
         ("selective_attn_lm_decoding", "100m", "bfloat16"),
         ("delight_lm_training", "lm_100m", "bfloat16"),
+        ("delight_dextra_compiled", "wmt14_en_de_640", "bfloat16"),
     ),
 }
 

@@ -19,6 +19,7 @@ def benchmarks(root):
         patch.syspath_prepend(str(root / "scripts" / "benchmarks"))
         yield import_module("run"), import_module("registry")
         modules = ("anthe", "delight", "dextra", "fast_weight", "delta_rule", "selective_attn", "crossover")
+        modules += ("gpu_kernels", "language_models")
         for name in ("run", "registry", *modules):
             sys.modules.pop(name, None)
 
@@ -296,3 +297,54 @@ def test_base_runs_the_library_of_another_commit(benchmarks, root, tmp_path, cap
     assert "cost over HEAD's" in capsys.readouterr().out
     worktrees = subprocess.run(["git", "-C", str(root), "worktree", "list"], capture_output=True, text=True).stdout
     assert base["git"]["sha"][:7] not in worktrees.partition("\n")[2]
+
+
+def test_suite_names_what_there_is(benchmarks):
+    run, registry = benchmarks
+    entries = run.entries(run.parse(["--suite", "gpu", "--device", "cuda"]))
+    assert [entry.bench for entry in entries] == [name for name, _, _ in registry.SUITES["gpu"]]
+    assert all(entry.preset.is_file() for entry in entries)
+    quick = run.entries(run.parse(["--suite", "gpu", "--quick"]))
+    assert {entry.preset.stem for entry in quick} == {"tiny", "lm_tiny"}
+
+
+@pytest.mark.parametrize("more", [[], ["--device", "cuda", "--base", "main"]], ids=" ".join)
+def test_suite_refuses_what_it_cannot_be_run_with(benchmarks, more, capsys):
+    with pytest.raises(SystemExit):
+        benchmarks[0].parse(["--suite", "gpu", *more])
+    assert "--suite" in capsys.readouterr().err
+
+
+def test_suite_ends_in_time_and_says_what_it_left_out(benchmarks, tmp_path, monkeypatch):
+    run, registry = benchmarks
+    monkeypatch.setattr(run, "kernel_tests", lambda arguments: {"passed": True})
+    path = tmp_path / "report.json"
+    run.main(["--suite", "gpu", "--quick", "--time-limit", "0", "--longest", "64", "--json", str(path)])
+    report = json.loads(path.read_text())
+    assert report["results"] == [] and report["suite"] == "gpu"
+    assert [entry["bench"] for entry in report["left_out"]] == [name for name, _, _ in registry.SUITES["gpu"]]
+
+
+@pytest.mark.slow
+def test_operators_come_with_their_errors(benchmarks, tmp_path):
+    path = tmp_path / "report.json"
+    benches = ["fast_weight_kernel", "fast_weight_kernel_dpfp", "selective_attn_kernel"]
+    benchmarks[0].main(["--bench", *benches, "--quick", "--longest", "32", "--repeats", "1", "--json", str(path)])
+    results = json.loads(path.read_text())["results"]
+    assert {result["bench"] for result in results} == set(benches)
+    for result in results:
+        if "errors" in result:
+            assert set(result["errors"]) >= {"torch"}
+            assert all(0 <= error < 1e-4 for error in result["errors"]["torch"].values()), result["case"]
+    assert sum("errors" in result for result in results) == len(results) // 2
+
+
+def test_language_models_of_one_size_stand_beside_llama(benchmarks, tmp_path):
+    path = tmp_path / "report.json"
+    benches = [f"{family}_lm_training" for family in ("delight", "fast_weight", "selective_attn")]
+    sizes = ["--longest", "64", "--batch-size", "4", "--repeats", "1", "--warmup", "1"]
+    benchmarks[0].main(["--bench", *benches, "--quick", *sizes, "--json", str(path)])
+    for result in json.loads(path.read_text())["results"]:
+        ours, llama = (result["models"][name]["parameters"] for name in result["contenders"])
+        assert list(result["contenders"])[1] == "llama" and abs(ours / llama - 1) < 0.01
+        assert result["shapes"]["batch_size"] * result["shapes"]["length"] == 16
