@@ -132,7 +132,7 @@ class DeLighTEmbeddings(nn.Module):
         like = self.dextra.out_norm.bias
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
-        if torch.is_autocast_enabled(like.device.type):
+        if like.is_meta or torch.is_autocast_enabled(like.device.type):  # weights that come for each forward anew
             return False
         if self.embed_tokens.num_embeddings * like.numel() * like.element_size() > MOST_BYTES_KEPT:
             return False

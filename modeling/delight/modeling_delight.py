@@ -481,7 +481,8 @@ class DeLighTDecoder(DeLighTPreTrainedModel):
         masks = attention_mask
         if not isinstance(masks, dict):
             # Only shape, dtype and device of the embeddings matter to the mask; they are not computed yet.
-            like = self.embeddings.dextra.out_norm.bias.new_empty((*inputs.shape[:2], 0))
+            dtype = self.embeddings.dextra.out_norm.bias.dtype
+            like = torch.empty((*inputs.shape[:2], 0), dtype=dtype, device=inputs.device)
             masks = decoder_masks(self.config, like, attention_mask, past_key_values, position_ids)
         if use_cache and past_key_values is None:  # after the masks: documents are told apart only without a cache
             past_key_values = DynamicCache(config=self.config)
