@@ -2,14 +2,16 @@
 """
 Registers, spilled bytes and shared memory of the kernels of decoding and pruning, compiled ahead of time: as JSON.
 
-    python tests/kernels/selective_decode_resources.py
+    python tests/kernels/selective_decode_resources.py [--rejected]
 
+With --rejected also what takes more than there is, and was given up for that.
 Needs no GPU, but TRITON_INTERPRET unset, which makes it a program of its own.
 """
 
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -55,8 +57,10 @@ def resources(program: Any) -> dict[str, int]:
     return {"registers": int(registers), "spilled bytes": int(stack), "shared bytes": program.metadata.shared}
 
 
-def step(dtype: torch.dtype, head_dim: int, group: int, replaces: bool, splits: bool, has_cache: bool = True) -> dict:
-    """One configuration of `attend_kernel`, with a window and padding where there is a cache."""
+def step(
+    dtype: torch.dtype, head_dim: int, group: int, replaces: bool, splits: bool, has_cache: bool = True, **changes
+) -> dict:
+    """One configuration of `attend_kernel`, with a window and padding where there is a cache, but for `changes`."""
     pointer = TYPES[dtype]
     types = dict.fromkeys(("query", "key", "value", "output"), pointer)
     types |= {"votes": "*fp32", "new_votes": "*fp32", "scale": "fp32", "vote_scale": "fp32"}
@@ -67,6 +71,7 @@ def step(dtype: torch.dtype, head_dim: int, group: int, replaces: bool, splits: 
     if splits:
         types |= {"maxima": "*fp32", "sums": "*fp32", "output": "*fp32"}
     constants = selective_decode.constants(dtype, group, head_dim, head_dim, 4096 if replaces else 0)
+    constants |= changes
     options = constants.pop("num_warps"), constants.pop("num_stages")
     constants |= {"SELECTION_HEAD": 0, "PROTECT_START": True, "PROTECT_SELF": True, "HAS_WINDOW": has_cache}
     constants |= dict.fromkeys(absent - types.keys())
@@ -78,11 +83,11 @@ def weigh(head_dim: int) -> dict:
     return compiled(selective_decode.weigh_kernel, types, {"BLOCK": head_dim}, 4, 3)
 
 
-def walk(num_keys: int) -> dict:
+def walk(num_keys: int, num_warps: int | None = None) -> dict:
     types = {"selection": "*fp32", "held": "*i1", "is_start": "*i1", "is_real": "*i1"}
     constants = {"PROTECT_START": True, "HAS_PADDING": True, "BLOCK": num_keys}
     constants |= dict.fromkeys(("selection_key", "held_key", "start_key", "real_key"), 1)
-    num_warps = selective_eviction.num_warps(num_keys)
+    num_warps = num_warps or selective_eviction.num_warps(num_keys)
     return {"warps": num_warps} | compiled(selective_eviction.walk_kernel, types, constants, num_warps, 3)
 
 
@@ -103,5 +108,14 @@ def measured() -> Iterator[tuple[str, dict]]:
         yield f"eviction, {num_keys} keys", walk(num_keys)
 
 
+def rejected() -> Iterator[tuple[str, dict]]:
+    for head_dim, group in ((128, 4), (256, 8)):
+        name = f"rejected: step in a full cache, float32, head_dim {head_dim}, 64 slots and 4 warps"
+        yield name, step(torch.float32, head_dim, group, True, False, SLOTS=64, num_warps=4)
+    yield "rejected: eviction, 8192 keys, 32 for each thread", walk(8192, num_warps=8)
+    yield "rejected: eviction, 32768 keys, 32 for each thread", walk(32768, num_warps=32)
+
+
 if __name__ == "__main__":
-    print(json.dumps(dict(measured()), indent=2))
+    found = dict(measured()) | (dict(rejected()) if "--rejected" in sys.argv else {})
+    print(json.dumps(found, indent=2))
