@@ -62,7 +62,10 @@ class RunTrainer(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap is None:
+        if not self.is_fsdp_enabled:
+            return
+        join_tables(self.model)
+        if self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap is None:
             self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layer_classes(self.model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -91,6 +94,15 @@ class RunTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         with own_class(self.model):
             super()._save(output_dir, state_dict)
+
+
+def join_tables(model: PreTrainedModel) -> None:
+    """Make embeddings with the weights of the token table that very module: FSDP2 takes weights from one alone."""
+    table = model.get_input_embeddings()
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Embedding) and child.weight is getattr(table, "weight", None):
+                setattr(module, name, table)
 
 
 @contextmanager
