@@ -463,7 +463,8 @@ def attend(
     rule = Rule(sliding_window, scale, selection_head, strength, protect_start, protect_self, memory_tau)
     known = (is_real, is_start, document_ids, positions)
     query, key, value = (tensor.contiguous() for tensor in (query, key, value))
-    return Attention(query, key, value, known, rule, block_size).forward(base)
+    with torch.cuda.device_of(query):
+        return Attention(query, key, value, known, rule, block_size).forward(base)
 
 
 @attend.register_fake
@@ -508,8 +509,9 @@ def attend_backward(
     known = (is_real, is_start, document_ids, positions)
     query, key, value, d_output = (tensor.contiguous() for tensor in (query, key, value, d_output))
     d_memory = None if memory_tau is None else d_memory.contiguous()
-    attention = Attention(query, key, value, known, rule, block_size)
-    return attention.backward(output, normalizer, bases, d_output, d_votes, d_memory)
+    with torch.cuda.device_of(query):
+        attention = Attention(query, key, value, known, rule, block_size)
+        return attention.backward(output, normalizer, bases, d_output, d_votes, d_memory)
 
 
 @attend_backward.register_fake
