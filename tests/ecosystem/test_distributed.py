@@ -17,7 +17,15 @@ from ecosystem import parallel_worker
 from ecosystem.subjects import Subject, subjects
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
-from training.runs import assert_same_runs, launch_together, train, train_lm, write_pairs, write_programs
+from training.runs import (
+    assert_same_runs,
+    launch_together,
+    losses_of,
+    train,
+    train_lm,
+    write_pairs,
+    write_programs,
+)
 
 from numerics import assert_close
 
@@ -25,8 +33,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 # Sums of two halves are rounded otherwise than whole ones.
 EXACT = {"relative": 1e-5, "losses": 1e-6}
-# Products are rounded to 8 bits, in batches of another size.
-BFLOAT16 = {"relative": 2**-7, "losses": 2**-7}
 SHARDED = {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}  # as `accelerate launch --fsdp_state_dict_type` sets it
 # Split otherwise.
 VARIANTS = {
@@ -143,9 +149,12 @@ def test_gradient_checkpointing(subject, campaign):
 
 @pytest.mark.tool("accelerate", "bfloat16 mixed precision")
 def test_mixed_precision(subject, campaign):
-    alone = campaign.one("bf16", "--per_device_train_batch_size=4", "--bf16")
+    """It strays from float32 at most twice as far as it does in one process."""
+    exact, alone = campaign.one("one"), campaign.one("bf16", "--per_device_train_batch_size=4", "--bf16")
     for launch in ("cpu_2", "fsdp2"):
-        assert_same_runs(campaign.two(launch) / "bf16", alone, **BFLOAT16)
+        run = campaign.two(launch) / "bf16"
+        assert 0 < farthest(run, exact) <= 2 * farthest(alone, exact)
+        assert losses_of(run) == pytest.approx(losses_of(exact), rel=2**-8)
 
 
 @pytest.mark.tool("accelerate", "resume on fewer or more processes")
@@ -170,6 +179,12 @@ def test_sharded_checkpoints(subject, campaign):
     merged, full = (auto_class.from_pretrained(folder) for folder in (run, campaign.two("fsdp2") / "plain"))
     for (name, tensor), other in zip(merged.state_dict().items(), full.state_dict().values(), strict=True):
         assert torch.equal(tensor, other), name
+
+
+def farthest(run: Path, other: Path) -> float:
+    """The largest difference between weights of two runs."""
+    weights, others = (load_file(folder / "model.safetensors") for folder in (run, other))
+    return max((weights[name] - tensor).abs().max().item() for name, tensor in others.items())
 
 
 def check_folder(run: Path) -> None:
