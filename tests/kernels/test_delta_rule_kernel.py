@@ -145,7 +145,7 @@ def test_operators_are_what_they_say(tests):
 def small_model(**changes) -> FastWeightForCausalLM:
     sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     off = {"dropout": 0.0, "activation_dropout": 0.0, "eos_token_id": None}
-    return FastWeightForCausalLM(FastWeightConfig(**sizes, intermediate_size=16, **off, **changes))
+    return FastWeightForCausalLM(FastWeightConfig(**{**sizes, "intermediate_size": 16, **off, **changes}))
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def _reverse(inputs: Inputs, layout: Layout, squares: Squares, d_output, d_final
 
 def _gradients(inputs: Inputs, layout: Layout, squares: Squares, *tensors, d_query, d_key, d_v, d_beta) -> None:
     (_, length, heads, width), value_dim = inputs.query.shape, inputs.value.shape[-1]
-    block_k = min(32, _block(width))
+    block_k = min(64 if layout.constants["PRECISION"] == "tf32x3" else 32, _block(width))
     launch(
         gradients_kernel,
         (layout.num_chunks, heads, triton.cdiv(width, block_k)),
