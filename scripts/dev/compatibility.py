@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from xml.etree import ElementTree
@@ -238,14 +239,15 @@ def render_readme(results: dict, text: str) -> str:
     return f"{before}{BEGIN}\n{render_readme_table(results)}\n{END}{after}"
 
 
-def documents(results: dict) -> dict[Path, str]:
-    return {PAGE: render_page(results), README: render_readme(results, README.read_text(encoding="utf-8"))}
+def documents(results: dict) -> Iterator[tuple[Path, str]]:
+    yield PAGE, render_page(results)
+    yield README, render_readme(results, README.read_text(encoding="utf-8"))
 
 
 def stale_documents() -> list[Path]:
     """Those that are not what docs/compatibility.json says."""
     rendered = documents(json.loads(RESULTS.read_text(encoding="utf-8")))
-    return [path for path, text in rendered.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    return [path for path, text in rendered if not path.exists() or path.read_text(encoding="utf-8") != text]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -280,7 +282,7 @@ def main() -> int:
             run_tests(reports[0], arguments.n)
         results = collect(reports, own_tests)
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for path, text in documents(results).items():
+    for path, text in documents(results):
         path.write_text(text, encoding="utf-8")
     failures = our_failures(results)
     for failure in failures:
