@@ -1,6 +1,7 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
 """One seed, one thread, no network and a Hugging Face home of its own for every test."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -26,6 +27,12 @@ if not torch.cuda.is_available():
 ROOT = Path(__file__).resolve().parent.parent
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    # accelerate and Trainer collect garbage often, and what was imported takes them most of that time.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,11 @@
 """transformers' own Trainer, with its own collators and callbacks, on every model."""
 
 import copy
-import gc
 import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import evaluate
@@ -42,15 +40,6 @@ from numerics import assert_close
 
 LENGTHS = (9, 4, 7, 5, 3, 8, 6, 4)
 ONE_STEP = {"max_steps": 1, "logging_steps": 1, "learning_rate": 0.0, "max_grad_norm": 0.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def little_garbage() -> Iterator[None]:
-    """accelerate collects garbage in every run, and would look through all modules ever imported."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
