@@ -33,6 +33,11 @@ def exporter(kind: str):
     return exporter_class(), config_class
 
 
+STARTS = (
+    "steps want two tokens in the cache, as torch fixes a length of one: export with decoder_input_ids of two or more"
+)
+
+
 def padded(subject, length: int) -> dict[str, torch.Tensor]:
     batch = inputs(subject, length=length, seed=length)
     batch["attention_mask"][0, :2] = 0
@@ -55,44 +60,48 @@ def check_forward(kind: str, subject, folder) -> None:
         assert_close(f"length {length}", logits, model(**batch).logits[real], **TOLERANCE)
 
 
+def prompt(subject, length: int) -> dict[str, torch.Tensor]:
+    """What `generate` takes; a translator's target begins with three words."""
+    batch = padded(subject, length)
+    if not subject.is_decoder:
+        batch["decoder_input_ids"] = batch["decoder_input_ids"][:, :3]
+    return batch
+
+
 @torch.no_grad()
-def check_generation(kind: str, subject) -> None:
+def check_generation(kind: str, subject, verdict) -> None:
     """Prompt and steps as two programs, the second fed with its own cache, write what `generate` writes."""
     model, (export, config) = subject.build(), exporter(kind)
-    batch = padded(subject, 9)
-    batch.pop("decoder_input_ids", None)
-    exported = export.export_for_generation(model, batch, config(dynamic=True))
-    batch = padded(subject, 7)
-    batch.pop("decoder_input_ids", None)
-    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
-    expected = model.generate(**batch, **options)
-    assert torch.equal(written(exported.runners, model, batch, 5), expected)
+    exported = export.export_for_generation(model, prompt(subject, 9), config(dynamic=True))
+    batch, number = prompt(subject, 7), 5
+    expected = model.generate(**batch, max_new_tokens=number, min_new_tokens=number, do_sample=False)
+    assert torch.equal(written(exported.runners, model, batch, number), expected[:, -number:])
+    if not subject.is_decoder:
+        verdict.limits(STARTS)
 
 
 def written(runners, model, batch, number: int) -> torch.LongTensor:
-    """Greedy search with the programs alone, but for the encoder of a translator."""
-    mask, state = batch["attention_mask"], {}
+    """New tokens of greedy search with the programs alone, but for the encoder of a translator."""
+    mask, name, state = batch["attention_mask"], "input_ids", {}
     if model.config.is_encoder_decoder:
-        state["encoder_outputs"] = model.get_encoder()(**batch)
-        ids = torch.full((len(mask), 1), model.config.decoder_start_token_id)
         name = "decoder_input_ids"
+        state["encoder_outputs"] = model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask)
     else:
-        ids, name = batch["input_ids"], "input_ids"
         state["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    state |= {name: ids, "attention_mask": mask, "cache": empty_cache(model.config)}
-    program = runners["prefill"]
+    state |= {name: batch[name], "attention_mask": mask, "cache": empty_cache(model.config)}
+    program, tokens = runners["prefill"], []
     for _ in range(number):
         known = {key: value for key, value in state.items() if key in program.metadata.kwargs}
         output = program(**copy.deepcopy(known))
         logits = output.logits[:, -1].clone()
         logits[:, model.config.eos_token_id] = -float("inf")  # generate is told to write that many tokens
-        token = logits.argmax(-1, keepdim=True)
-        ids, program = torch.cat([ids, token], dim=1), runners["decode"]
-        state |= {name: token, "cache": output.cache}
+        tokens.append(logits.argmax(-1, keepdim=True))
+        program = runners["decode"]
+        state |= {name: tokens[-1], "cache": output.cache}
         if not model.config.is_encoder_decoder:
             state["attention_mask"] = torch.nn.functional.pad(state["attention_mask"], (0, 1), value=1)
             state["position_ids"] = state["position_ids"][:, -1:] + 1
-    return ids
+    return torch.cat(tokens, dim=1)
 
 
 @pytest.mark.tool("torch", "torch.export, any length")
@@ -101,8 +110,8 @@ def test_exported_forward(subject, tmp_path):
 
 
 @pytest.mark.tool("torch", "torch.export, steps with a cache")
-def test_exported_steps(subject):
-    check_generation("torch.export", subject)
+def test_exported_steps(subject, verdict):
+    check_generation("torch.export", subject, verdict)
 
 
 @pytest.mark.tool("torch", "ONNX, any length")
@@ -111,5 +120,5 @@ def test_onnx_forward(subject, tmp_path):
 
 
 @pytest.mark.tool("torch", "ONNX, steps with a cache")
-def test_onnx_steps(subject):
-    check_generation("ONNX", subject)
+def test_onnx_steps(subject, verdict):
+    check_generation("ONNX", subject, verdict)
