@@ -1,12 +1,12 @@
 # Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
-"""The kernels of fast weight memories at real sizes: the checks of tests/kernels on a GPU."""
+"""The kernels of fast weight memories at real sizes: the checks of tests/kernel_forms on a GPU."""
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from kernels.fast_weight_rules import check_rule, check_step, draw, results
+from kernel_forms.fast_weight_rules import check_rule, check_step, draw, results
 
 from leanformers.kernels import delta_rule as kernels
 from leanformers.kernels.fast_weight_step import fast_weight_step

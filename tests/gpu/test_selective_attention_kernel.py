@@ -6,7 +6,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernels.selective_sequences import check_sequence
+from kernel_forms.selective_sequences import check_sequence
 from ops.test_selective_attention import OPTIONS, build, results
 
 from leanformers.kernels import selective_votes

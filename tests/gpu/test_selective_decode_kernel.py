@@ -6,7 +6,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernels.selective_steps import check_layer, check_pruning, check_step, slots_of
+from kernel_forms.selective_steps import check_layer, check_pruning, check_step, slots_of
 
 from leanformers.kernels.selective_decode import Rule, Slots, replace_and_attend_
 

@@ -2,7 +2,7 @@
 """
 Registers, spilled bytes and shared memory of the kernels of decoding and pruning, compiled ahead of time: as JSON.
 
-    python tests/kernels/selective_decode_resources.py [--rejected]
+    python tests/kernel_forms/selective_decode_resources.py [--rejected]
 
 With --rejected also what takes more than there is, and was given up for that.
 Needs no GPU, but TRITON_INTERPRET unset, which makes it a program of its own.

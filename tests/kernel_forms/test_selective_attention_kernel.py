@@ -13,8 +13,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernels.selective_sequences import check_sequence
-from kernels.tensor_cores import multiply_as_tensor_cores
+from kernel_forms.selective_sequences import check_sequence
+from kernel_forms.tensor_cores import multiply_as_tensor_cores
 from models.test_selective_attn import small_model, words
 from ops.test_selective_attention import OPTIONS, build, padded, results
 

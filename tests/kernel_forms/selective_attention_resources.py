@@ -2,7 +2,7 @@
 """
 Registers, spilled bytes and shared memory of the kernels of selective attention, compiled ahead of time: as JSON.
 
-    python tests/kernels/selective_attention_resources.py
+    python tests/kernel_forms/selective_attention_resources.py
 
 What is compiled is what a forward and a backward pass launch. Needs no GPU, but TRITON_INTERPRET unset, which makes it
 a program of its own.

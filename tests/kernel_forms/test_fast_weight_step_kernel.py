@@ -6,7 +6,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernels.fast_weight_rules import check_step, draw
+from kernel_forms.fast_weight_rules import check_step, draw
 
 from leanformers.kernels import fast_weight_step as steps
 from leanformers.modeling.fast_weight.normalized_rules import dpfp_rule, normalized_rule

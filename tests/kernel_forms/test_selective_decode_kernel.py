@@ -15,7 +15,15 @@ from transformers import DynamicCache
 
 pytest.importorskip("triton")
 
-from kernels.selective_steps import check_layer, check_pruning, check_step, layer_of, read, slots_of, whole_numbers
+from kernel_forms.selective_steps import (
+    check_layer,
+    check_pruning,
+    check_step,
+    layer_of,
+    read,
+    slots_of,
+    whole_numbers,
+)
 from models.test_selective_attn import small_model, words
 
 from leanformers.kernels.selective_decode import Rule, Slots, replace_and_attend_

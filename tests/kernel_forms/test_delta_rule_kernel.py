@@ -12,8 +12,8 @@ from torch.nn.functional import normalize
 
 pytest.importorskip("triton")
 
-from kernels.fast_weight_rules import KERNEL, check_rule, draw, results
-from kernels.tensor_cores import multiply_as_tensor_cores
+from kernel_forms.fast_weight_rules import KERNEL, check_rule, draw, results
+from kernel_forms.tensor_cores import multiply_as_tensor_cores
 
 from leanformers.kernels import delta_rule as kernels
 from leanformers.modeling.fast_weight import FastWeightConfig, FastWeightForCausalLM
