@@ -61,10 +61,11 @@ def check_forward(kind: str, subject, folder) -> None:
 
 
 def prompt(subject, length: int) -> dict[str, torch.Tensor]:
-    """What `generate` takes; a translator's target begins with three words."""
+    """What `generate` takes; a translator's target begins with the start token and two words."""
     batch = padded(subject, length)
     if not subject.is_decoder:
         batch["decoder_input_ids"] = batch["decoder_input_ids"][:, :3]
+        batch["decoder_input_ids"][:, 0] = subject.config().decoder_start_token_id
     return batch
 
 
