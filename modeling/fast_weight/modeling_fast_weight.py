@@ -147,18 +147,15 @@ class FastWeightMemory(nn.Module):
         # A single token is the recurrence's on any device, which says nothing about a text.
         if torch.compiler.is_compiling() or self.layer_idx > 0 or value.shape[1] == 1:
             return
-        is_delta, is_packed = self.config.update_rule == "delta", document_ids is not None
-        is_fla = is_delta and not is_packed and takes_fla(value, self.key_dim)
+        is_fla = self.config.update_rule == "delta" and document_ids is None and takes_fla(value, self.key_dim)
         if not (is_fla and self.config.feature_map != "dpfp") and takes_kernel("FastWeight's update rule", value):
             return  # which has told it
         if is_fla:
             logger.info_once("FastWeight runs the delta rule through flash-linear-attention's kernel.")
-        elif is_delta and value.is_cuda:
+        elif value.is_cuda:
             logger.warning_once(
-                "FastWeight runs the delta rule in plain PyTorch. leanformers has a kernel for it (`pip install "
-                "leanformers[kernels]`); flash-linear-attention's (`pip install fla-core`) is for half precision, "
-                "keys up to 256 wide, more tokens than heads and no packed documents (here "
-                f"{value.dtype}, {self.key_dim} wide, {'packed' if is_packed else 'not packed'})."
+                f"FastWeight runs its update rule in plain PyTorch: no kernel takes {value.dtype}, or none is there "
+                "(`pip install leanformers[kernels]`)."
             )
         else:
             logger.info_once("FastWeight runs its update rule in plain PyTorch, in chunks.")

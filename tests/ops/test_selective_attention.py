@@ -61,7 +61,8 @@ def results(form, inputs, before=None, **options) -> dict[str, torch.Tensor]:
 
 def weights(tensor: torch.Tensor) -> torch.Tensor:
     """The same in every precision."""
-    return torch.linspace(-1, 1, tensor.numel(), device=tensor.device).view(tensor.shape).cos().bfloat16().to(tensor.dtype)
+    numbers = torch.linspace(-1, 1, tensor.numel(), device=tensor.device).cos()
+    return numbers.view(tensor.shape).bfloat16().to(tensor.dtype)
 
 
 def assert_same(actual: dict, expected: dict, **tolerances) -> None:
