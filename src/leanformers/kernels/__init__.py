@@ -75,9 +75,10 @@ def _missing(is_cuda: bool) -> str | None:
 
 def _mend_interpreter() -> None:
     """
-    What Triton 3.6's interpreter does not do: take bounds of loops from arrays of one number, which NumPy 2.4 refuses;
-    round to the nearest bfloat16, as GPUs do, instead of cutting off; and call the functions of our kernels without
-    patching all of the language again, which takes a third of the time.
+    What Triton's interpreter does not do: take bounds of loops from arrays of one number, which NumPy 2.4 refuses;
+    round to the nearest bfloat16, as GPUs do, instead of cutting off; call the functions of our kernels without
+    patching all of the language again, which takes a third of the time; and keep masks boolean, on which 3.9 insists,
+    where a part of them is a single number.
     """
     import numpy
     from triton import language
@@ -102,6 +103,16 @@ def _mend_interpreter() -> None:
         is_ours = function.fn.__module__.startswith(f"{__name__}.")
         return function.rewrite()(*args, **kwargs) if is_ours else call(function, *args, **kwargs)
 
+    def with_boolean_mask(access, place):
+        def accessed(builder, *handles, **options):
+            handles[place].data = handles[place].data.astype(bool)
+            return access(builder, *handles, **options)
+
+        return accessed
+
+    builder = interpreter.InterpreterBuilder
+    for name, place in (("create_masked_load", 1), ("create_masked_store", 2)):
+        setattr(builder, name, with_boolean_mask(getattr(builder, name), place))
     interpreter._patch_lang_tensor, interpreter._convert_float = patched, rounded
     interpreter.InterpretedFunction.__call__ = called
 
