@@ -55,7 +55,7 @@ def compilations_of_generation(model, prompt, **options) -> int:
 @pytest.mark.tool("torch", "torch.compile, generation without compiling again")
 @pytest.mark.parametrize("fields", [{}, {"memory_budgets": 12}], ids=["whole", "budget"])
 def test_steps_do_not_compile_again(subject, fields):
-    """At most the prompt, the first step, and steps of any length; with a budget, those while the cache still grows."""
+    """At most the prompt, the first step and steps of any length; with a budget, those while the cache still grows."""
     if fields and subject.name != "SelectiveAttn":
         pytest.skip("its cache has no budget")
     prompt = inputs(subject)
