@@ -99,7 +99,7 @@ def test_what_a_budget_drops_is_shown_as_forgotten(loaded):
 def test_the_same_seed_samples_the_same_text(loaded):
     model, texts = loaded("FastWeight"), []
     for seed in (0, 0, 1):
-        *_, (tokens, _, _) = page.write(model, "x", 10, 1.0, 0, seed)
+        *_, (tokens, _, _) = page.write(model, "x", 10, 1.0, seed)
         texts.append("".join(text for text, _ in tokens))
     assert texts[0] == texts[1] != texts[2]
 

@@ -107,7 +107,7 @@ def _shown(tokenizer: Any, token: int) -> str:
 
 
 def write(
-    loaded: Loaded, prompt: str, new_tokens: float, temperature: float, budget: float = 0, seed: float = 0
+    loaded: Loaded, prompt: str, new_tokens: float, temperature: float, seed: float = 0, budget: float = 0
 ) -> Iterator[tuple[list[tuple[str, float]], pd.DataFrame, str]]:
     """
     Continues a text token by token.
@@ -254,23 +254,23 @@ table.attention td { width: 2rem; border: 1px solid #e5e7eb }
 """
 
 
-def build_page(loaded: Loaded, examples: list[str] | None = None) -> gr.Blocks:
+def build_page(loaded: Loaded) -> gr.Blocks:
     name = html.escape(os.path.basename(loaded.name.rstrip("/")))
     with gr.Blocks(title=f"{name} · leanformers") as page:
         gr.Markdown(f"# {name}\n{type(loaded.model).__name__}, {loaded.model.num_parameters():,} parameters")
         if loaded.config.is_encoder_decoder:
-            translation_tab(loaded, examples or ["nine thousand and one"])
+            translation_tab(loaded)
             return page
         with gr.Tab("Write"):
-            writing_tab(loaded, examples or ["def main(arguments):\n    "])
+            writing_tab(loaded)
         if type(loaded.model).__name__.startswith("FastWeight"):
             with gr.Tab("Remember"):
                 memory_tab(loaded)
     return page
 
 
-def translation_tab(loaded: Loaded, examples: list[str]) -> None:
-    source = gr.Textbox(examples[0], label="Source", elem_id="source")
+def translation_tab(loaded: Loaded) -> None:
+    source = gr.Textbox("nine thousand and one", label="Source", elem_id="source")
     beams = gr.Slider(1, 8, 4, step=1, label="Beams")
     button = gr.Button("Translate", variant="primary", elem_id="translate")
     table = gr.Dataframe(label="Beams, the best first", headers=["translation", "score"], elem_id="beams")
@@ -279,12 +279,13 @@ def translation_tab(loaded: Loaded, examples: list[str]) -> None:
     button.click(lambda *given: translate(loaded, *given), [source, beams], [table, weights], api_name="translate")
 
 
-def writing_tab(loaded: Loaded, examples: list[str]) -> None:
-    prompt = gr.Textbox(examples[0], label="Prompt", lines=4, elem_id="prompt")
+def writing_tab(loaded: Loaded) -> None:
+    prompt = gr.Textbox("def main(arguments):\n    ", label="Prompt", lines=4, elem_id="prompt")
     inputs = [
         prompt,
         gr.Slider(1, MOST_NEW_TOKENS, 128, step=1, label="New tokens"),
         gr.Slider(0.0, 2.0, 0.7, step=0.1, label="Temperature (0: always the likeliest token)"),
+        gr.Number(0, label="Seed: the same one writes the same text", precision=0, minimum=0),
     ]
     selects = hasattr(loaded.config, "memory_budgets")
     if selects:
