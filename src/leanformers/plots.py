@@ -46,10 +46,9 @@ def training_curves(log_history: Sequence[Mapping], path: str | Path) -> Path:
             f"log_history has {len(log_history)} entries and none with a loss or metric per step: nothing to draw; "
             "train for at least one `logging_steps`"
         )
-    figure_class = _figure_class()
     columns = min(len(panels), 2 if len(panels) <= 4 else 3)
     rows = math.ceil(len(panels) / columns)
-    figure = figure_class(figsize=(4.6 * columns, 3.1 * rows), dpi=120, layout="constrained", facecolor="white")
+    figure = blank_figure(4.6 * columns, 3.1 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     last_step = max(1, *(step for curves in panels.values() for curve in curves.values() for step, _ in curve))
     for axis, (title, curves) in zip(axes, panels.items(), strict=False):
@@ -58,7 +57,7 @@ def training_curves(log_history: Sequence[Mapping], path: str | Path) -> Path:
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
 
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def retrieval_losses(points: Sequence[Mapping], path: str | Path, title: str | None = None) -> Path:
@@ -75,7 +74,7 @@ def retrieval_losses(points: Sequence[Mapping], path: str | Path, title: str | N
             curves.setdefault(point["curve"], []).append((point["num_keys"], min(point["best_loss"], TOP)))
     if not curves:
         raise ValueError(f"None of {len(points)} points has a finite loss: nothing to draw.")
-    figure = _figure_class()(figsize=(7.2, 4.2), dpi=120, layout="constrained", facecolor="white")
+    figure = blank_figure(7.2, 4.2)
     axis = figure.subplots()
     axis.axhline(NOTHING_READ, color=INK, linewidth=0.8, linestyle=":")
     for index, (label, curve) in enumerate(curves.items()):
@@ -83,10 +82,10 @@ def retrieval_losses(points: Sequence[Mapping], path: str | Path, title: str | N
         axis.plot(*zip(*curve, strict=True), **style, markersize=4.5, linewidth=1.6, label=label)
     axis.set_ylim(-0.015, TOP + 0.015)
     axis.set_xlim(left=0)
-    _dress(axis, title or "", "number of keys")
+    dress(axis, title or "", "number of keys")
     axis.set_ylabel("loss", fontsize=9, color=INK)
     axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def selection_accuracies(points: Sequence[Mapping], path: str | Path) -> Path:
@@ -103,7 +102,7 @@ def selection_accuracies(points: Sequence[Mapping], path: str | Path) -> Path:
         raise ValueError(f"None of {len(points)} points has an evaluation: nothing to draw.")
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = _figure_class()(figsize=(4.6 * columns, 3.1 * rows), dpi=120, layout="constrained", facecolor="white")
+    figure = blank_figure(4.6 * columns, 3.1 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     trained = {point["task"]: point["settings"]["train_length"] for point in points}
     for axis, ((title, x_label), curves) in zip(axes, panels.items(), strict=False):
@@ -116,12 +115,12 @@ def selection_accuracies(points: Sequence[Mapping], path: str | Path) -> Path:
         axis.set_xticks(places, labels=places)
         axis.minorticks_off()
         axis.set_ylim(-0.03, 1.03)
-        _dress(axis, title, x_label)
+        dress(axis, title, x_label)
         axis.set_ylabel("accuracy", fontsize=9, color=INK)
         axis.legend(fontsize=8, frameon=False)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _accuracy_panels(points: Sequence[Mapping]) -> dict[tuple[str, str], dict[str, dict[int, list[float]]]]:
@@ -164,7 +163,7 @@ def perplexity_over_memory(searches: Mapping[str, Mapping], path: str | Path) ->
     """
     if not searches:
         raise ValueError("There is no search for memory budgets: nothing to draw.")
-    figure = _figure_class()(figsize=(7.2, 4.2), dpi=120, layout="constrained", facecolor="white")
+    figure = blank_figure(7.2, 4.2)
     axis = figure.subplots()
     least = 100.0
     for index, (label, search) in enumerate(searches.items(), start=1):
@@ -190,10 +189,10 @@ def perplexity_over_memory(searches: Mapping[str, Mapping], path: str | Path) ->
     axis.minorticks_off()
     lengths = sorted({search["context_length"] for search in searches.values()})
     of_what = f"of {lengths[0]} tokens" if len(lengths) == 1 else "of the context"
-    _dress(axis, "", f"share {of_what} that layers hold, in %")
+    dress(axis, "", f"share {of_what} that layers hold, in %")
     axis.set_ylabel("perplexity", fontsize=9, color=INK)
     axis.legend(fontsize=8, frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def selection_heat_maps(tokens: Sequence[str], selections: Sequence[Any], path: str | Path) -> Path:
@@ -208,18 +207,17 @@ def selection_heat_maps(tokens: Sequence[str], selections: Sequence[Any], path: 
     import numpy as np
 
     votes = _check_selections(tokens, selections)
-    figure_class = _figure_class()
-    from matplotlib.colors import SymLogNorm
-
     columns = min(len(votes), 2)
     rows = math.ceil(len(votes) / columns)
-    figure = figure_class(figsize=(4.8 * columns, 4.4 * rows), dpi=120, layout="constrained", facecolor="white")
+    figure = blank_figure(4.8 * columns, 4.4 * rows)
+    from matplotlib.colors import SymLogNorm
+
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     norm = SymLogNorm(linthresh=1.0, vmin=0.0, vmax=max(1.0, *(float(matrix.max()) for matrix in votes)))
     later = np.triu(np.ones((len(tokens), len(tokens)), dtype=bool), k=1)
     for layer, (axis, matrix) in enumerate(zip(axes, votes, strict=False)):
         image = axis.imshow(np.ma.masked_array(matrix, later), cmap="viridis", norm=norm, interpolation="nearest")
-        _dress(axis, f"layer {layer}", "token voted against")
+        dress(axis, f"layer {layer}", "token voted against")
         axis.grid(False)
         axis.set_ylabel("votes of the tokens before this one", fontsize=9, color=INK)
         if len(tokens) <= LABELLED_TOKENS:
@@ -229,7 +227,7 @@ def selection_heat_maps(tokens: Sequence[str], selections: Sequence[Any], path: 
     for axis in axes[len(votes) :]:
         axis.set_visible(False)
     figure.colorbar(image, ax=list(axes), shrink=0.6, label="F")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def forgotten_tokens(
@@ -247,8 +245,7 @@ def forgotten_tokens(
     votes = _check_selections(tokens, selections)
     pieces = list(_typeset(tokens))
     num_rows = 2 + max(row for _, row, _, _ in pieces)
-    size = ((COLUMNS + 4) * CELL[0], (num_rows + 1.5) * CELL[1] * len(votes))
-    figure = _figure_class()(figsize=size, dpi=120, layout="constrained", facecolor="white")
+    figure = blank_figure((COLUMNS + 4) * CELL[0], (num_rows + 1.5) * CELL[1] * len(votes))
     axes = figure.subplots(len(votes), 1, squeeze=False).flatten()
     for layer, (axis, matrix) in enumerate(zip(axes, votes, strict=True)):
         is_forgotten = matrix[-1] > threshold
@@ -263,7 +260,7 @@ def forgotten_tokens(
             axis.text(column, row + 0.5, text, **style, parse_math=False)
             if is_forgotten[index]:
                 axis.plot([column, column + _width(text)], [row + 0.55] * 2, color=EVALUATION, linewidth=0.8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _check_selections(tokens: Sequence[str], selections: Sequence[Any]) -> list[Any]:
@@ -309,15 +306,17 @@ def _width(text: str) -> int:
     return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
-def _figure_class() -> type:
+def blank_figure(width: float, height: float):
+    """A white matplotlib figure of so many inches, at 120 dots each, without a window."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install 'leanformers[bench]'") from error
-    return Figure
+    return Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
 
 
-def _save(figure, path: str | Path) -> Path:
+def save(figure, path: str | Path) -> Path:
+    """Writes the PNG, makes its folder if need be, and returns its path. Equal figures give equal files."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", metadata={"Software": None})  # matplotlib's version would make files differ
@@ -356,12 +355,13 @@ def _draw(axis, title: str, curves: dict[str, Curve]) -> None:
     values = [value for curve in curves.values() for _, value in curve]
     if title == "loss" and min(values) > 0 and max(values) > 50 * min(values):
         axis.set_yscale("log")
-    _dress(axis, title, "step")
+    dress(axis, title, "step")
     if len(curves) > 1:
         axis.legend(fontsize=8, frameon=False)
 
 
-def _dress(axis, title: str, x_label: str) -> None:
+def dress(axis, title: str, x_label: str) -> None:
+    """Title, label, ticks and grid as all our figures have them."""
     axis.set_title(title, fontsize=11, color=INK, loc="left")
     axis.set_xlabel(x_label, fontsize=9, color=INK)
     axis.tick_params(labelsize=8, colors=INK)

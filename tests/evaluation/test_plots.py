@@ -179,7 +179,7 @@ def test_texts_are_set_in_rows():
 def drawn_by(monkeypatch, draw, *arguments) -> list:
     """The axes of a figure instead of its file."""
     figures: list = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
     draw(*arguments)
     return figures[0].axes
 
