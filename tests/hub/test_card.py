@@ -6,11 +6,13 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from leanformers import get_family
-from leanformers.accounting import count_parameters
+from leanformers.accounting import count_parameters, macs
 from leanformers.data.tokenizers import TranslationTokenizers
 from leanformers.hub.card import dense_parameters, render_card, result_table
 from leanformers.modeling.anthe import AntheForSeq2SeqLM
 from leanformers.modeling.delight import DeLighTForCausalLM
+from leanformers.ordinary import ordinary_model
+from leanformers.registry import family_of
 
 RESULTS = {
     "eval_perplexity": 3.25,
@@ -142,6 +144,36 @@ def test_parameters_beside_those_of_dense_matrices(model: AntheForSeq2SeqLM):
 def test_epochs_are_shown_where_they_count(model: AntheForSeq2SeqLM):
     text = card_of(model, arguments={"max_steps": -1, "num_train_epochs": 3.0})
     assert "| `num_train_epochs` | `3.0` |" in text and "max_steps" not in text
+
+
+def test_size_beside_an_ordinary_transformer(model: AntheForSeq2SeqLM, language_model: DeLighTForCausalLM):
+    for ours, auto_class, lengths in (
+        (model, "AutoModelForSeq2SeqLM", (32, 32)),
+        (language_model, "AutoModelForCausalLM", (512,)),
+    ):
+        text = render_card(family_of(ours), ours, auto_class)
+        peer = ordinary_model(ours)
+        trained = peer.num_parameters(only_trainable=True)
+        assert f"| this model | {count_parameters(ours):,} | {macs(ours, *lengths):,} |" in text
+        name = f"`{type(peer).__name__}` of transformers, of the same vocabulary, width and depth"
+        assert f"| {name} | {trained:,} | {macs(peer, *lengths):,} |" in text
+        assert ("a pair of 32 + 32 tokens" if len(lengths) == 2 else "a text of 512 tokens") in text
+
+
+def test_samples_stay_within_their_places(model: AntheForSeq2SeqLM, language_model: DeLighTForCausalLM):
+    pair = {"input": "a | b", "output": "two\nlines ", "reference": "c"}
+    text = card_of(model, samples={"how": "the first sentence", "samples": [pair]})
+    assert "Not chosen, but the first sentence ([`samples.json`](samples.json))." in text
+    assert "| a \\| b | two lines | c |" in text
+    continued = {"input": "```python\n", "output": "x = 1\n````\n"}
+    samples = {"how": "one text", "samples": [continued]}
+    text = render_card(get_family("delight"), language_model, "AutoModelForCausalLM", samples=samples)
+    assert "`````text\n```python\n`````" in text and "`````text\nx = 1\n````\n`````" in text
+    assert "## Samples" not in card_of(model) and "samples.json" not in card_of(model)
+
+
+def test_large_figures_are_written_out(model: AntheForSeq2SeqLM):
+    assert "| test | 17,754 |" in card_of(model, metrics={"test_perplexity_per_word": 17753.5})
 
 
 def test_result_table_reads_names_of_splits_and_metrics():

@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import PurePath
+from typing import Any
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from ..accounting import macs
+from ..ordinary import ordinary_model
 from ..registry import Family
 from .static_checks import LANGUAGE
 
@@ -56,6 +59,8 @@ EXAMPLES = {"numbers": "nine thousand and one", "stdlib": "def main("}
 # Of these arguments of a run the first that is given says what it was trained on.
 ORIGINS = ("train_files", "dataset_name", "task")
 MOST_FILES_NAMED = 4
+# Tokens of the forward pass whose multiply-accumulates are counted: of each side of a pair, or of a text.
+PAIR_LENGTH, TEXT_LENGTH = 32, 512
 
 
 def render_card(
@@ -70,6 +75,7 @@ def render_card(
     curves: str | None = None,
     license_id: str = "apache-2.0",
     code_hashes: Mapping[str, str] | None = None,
+    samples: Mapping[str, Any] | None = None,
 ) -> str:
     """
     The text of README.md.
@@ -86,6 +92,7 @@ def render_card(
         curves (`str`, *optional*): Name of the picture of the training curves in the folder.
         license_id (`str`, defaults to `"apache-2.0"`): The Hub's name of the licence of the weights.
         code_hashes (`Mapping`, *optional*): SHA-256 of each Python file of the folder, for the metadata.
+        samples (`Mapping`, *optional*): Texts of the model, as `evaluation.samples` takes them.
     """
     metrics, arguments = dict(metrics or {}), dict(arguments or {})
     results = result_table(metrics)
@@ -102,11 +109,11 @@ def render_card(
         example=EXAMPLES.get(_task(arguments), f"A man is riding{' a bicycle.' if translates else ''}"),
         translates=translates,
         separate_target_tokenizer=separate_target_tokenizer,
-        num_parameters=model.num_parameters(),
-        num_trained_parameters=model.num_parameters(only_trainable=True),
-        num_dense_parameters=dense_parameters(model),
+        sizes=sizes(model, family),
+        counted=_counted_text(model),
+        samples=_readable(samples or {}, translates),
         data=_data_name(arguments),
-        results=results,
+        results={split: {name: _figure(value) for name, value in row.items()} for split, row in results.items()},
         columns=[name for name in METRICS if any(name in row for row in results.values())],
         headings={name: heading for name, (_, heading) in METRICS.items()},
         signatures={key: value for key, value in metrics.items() if key.endswith("_signature")},
@@ -132,6 +139,31 @@ def result_table(metrics: Mapping[str, object]) -> dict[str, dict[str, float]]:
     return table
 
 
+def sizes(model: PreTrainedModel, family: Family | None) -> list[tuple[str, int, int | None]]:
+    """Rows of what, parameters, and MACs of a forward pass: this model's, and those of what it stands in for."""
+    total, trained = model.num_parameters(), model.num_parameters(only_trainable=True)
+    rows: list[tuple[str, int, int | None]] = [("this model", total, macs(model, *counted_lengths(model)))]
+    if trained != total:
+        rows.append(("of them trained", trained, None))
+    dense = dense_parameters(model)
+    if dense is not None:
+        rows.append(("the same model with dense matrices for its tensor chains", dense, None))
+    if family is None:  # whose configuration may have other names
+        return rows
+    ordinary = ordinary_model(model)
+    name = f"`{type(ordinary).__name__}` of transformers, of the same vocabulary, width and depth"
+    # Marian's positions are a table, which is not trained.
+    ordinary_size = ordinary.num_parameters(only_trainable=True)
+    return [*rows, (name, ordinary_size, macs(ordinary, *counted_lengths(model)))]
+
+
+def counted_lengths(model: PreTrainedModel) -> tuple[int, ...]:
+    """Source and target tokens, or those of a text, that every model of the table can take."""
+    most = getattr(model.config, "max_position_embeddings", None) or TEXT_LENGTH
+    lengths = (PAIR_LENGTH, PAIR_LENGTH) if model.config.is_encoder_decoder else (TEXT_LENGTH,)
+    return tuple(min(length, most) for length in lengths)
+
+
 def dense_parameters(model: PreTrainedModel) -> int | None:
     """Parameters of the same model with every tensor chain replaced by its dense matrix; None if it has no chain."""
     config = copy.deepcopy(model.config)
@@ -142,6 +174,25 @@ def dense_parameters(model: PreTrainedModel) -> int | None:
         setattr(config, name, None)
     with torch.device("meta"):
         return type(model)(config).num_parameters()
+
+
+def _counted_text(model: PreTrainedModel) -> str:
+    first, *others = counted_lengths(model)
+    return f"a pair of {first} + {others[0]} tokens" if others else f"a text of {first} tokens"
+
+
+def _figure(value: float) -> str:
+    """Four digits, or more before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _readable(samples: Mapping[str, Any], translates: bool) -> dict[str, object]:
+    """Samples as they may stand in Markdown: in cells of a table, or within a fence that none of them closes."""
+    rows = [{key: text.rstrip() for key, text in sample.items()} for sample in samples.get("samples", ())]
+    if translates:
+        rows = [{key: " ".join(text.split()).replace("|", "\\|") for key, text in row.items()} for row in rows]
+    ticks = [len(run) for row in rows for text in row.values() for run in re.findall("`+", text)]
+    return {"how": samples.get("how"), "rows": rows, "fence": "`" * max([3, *(length + 1 for length in ticks)])}
 
 
 def _metadata(

@@ -22,6 +22,8 @@ from .safety import code_hashes
 from .static_checks import REFERENCE, weight_problems
 
 CURVES = "training_curves.png"
+RESULTS = "all_results.json"
+SAMPLES = "samples.json"
 WRITTEN_SUFFIXES = (".safetensors", ".py")
 WRITTEN_NAMES = {
     "README.md",
@@ -32,6 +34,8 @@ WRITTEN_NAMES = {
     "tokenizer.json",
     "tokenizer_config.json",
     CURVES,
+    RESULTS,
+    SAMPLES,
 }
 # Where a tokenizer was loaded from says nothing about the tokenizer.
 LOADING_TRACES = ("is_local", "local_files_only", "name_or_path")
@@ -69,6 +73,7 @@ def export(
     arguments: Mapping[str, object] | None = None,
     repository: str | None = None,
     license_id: str = "apache-2.0",
+    samples: Mapping[str, object] | None = None,
     overwrite: bool = False,
     check: bool = True,
 ) -> Path:
@@ -82,11 +87,14 @@ def export(
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer, of the source language if there are two of a translator.
         directory (`str` or `os.PathLike`): The folder to write: a new or an empty one.
         target_tokenizer (`PreTrainedTokenizerBase`, *optional*): Tokenizer of the target language, if another one.
-        metrics (`Mapping`, *optional*): Results for the card, named as in a run's `all_results.json`.
+        metrics (`Mapping`, *optional*): Results for the card, named as in a run's `all_results.json`, which is
+            written beside it.
         training_log (`Sequence[Mapping]`, *optional*): `trainer.state.log_history`, drawn for the card.
         arguments (`Mapping`, *optional*): The run's arguments for the card, named as in its `arguments.yaml`.
         repository (`str`, *optional*): Name that the folder will have on the Hub, for the card's example.
         license_id (`str`, defaults to `"apache-2.0"`): The Hub's name of the licence of the weights, for the card.
+        samples (`Mapping`, *optional*): Texts of the model for the card, as `evaluation.samples` takes them, which
+            are written beside it.
         overwrite (`bool`, defaults to `False`): Replace an earlier export. Nothing else is ever replaced.
         check (`bool`, defaults to `True`): Judge the folder before it gets its name.
     """
@@ -108,6 +116,9 @@ def export(
         has_curves = any(not {"loss", "eval_loss"}.isdisjoint(entry) for entry in log)
         if has_curves:
             training_curves(log, partial / CURVES)
+        for name, content in {RESULTS: metrics, SAMPLES: samples}.items():
+            if content:
+                _write_json(partial / name, content)
         card = render_card(
             family,
             model,
@@ -119,6 +130,7 @@ def export(
             curves=CURVES if has_curves else None,
             license_id=license_id,
             code_hashes=code_hashes(partial),
+            samples=samples,
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
         if check:
@@ -141,17 +153,18 @@ def export_run(
     run = Path(run)
     if not (run / "config.json").is_file():
         raise FileNotFoundError(f"{run} holds no trained model (no config.json).")
-    log, results, arguments = run / "trainer_state.json", run / "all_results.json", run / "arguments.yaml"
+    log, arguments = run / "trainer_state.json", run / "arguments.yaml"
     tokenizers = TranslationTokenizers.from_pretrained(run)
     return export(
         run,
         tokenizers.source,
         directory,
         target_tokenizer=tokenizers.target,
-        metrics=json.loads(results.read_text(encoding="utf-8")) if results.exists() else None,
-        training_log=json.loads(log.read_text(encoding="utf-8"))["log_history"] if log.exists() else None,
+        metrics=_read_json(run / RESULTS),
+        training_log=(_read_json(log) or {}).get("log_history"),
         arguments=yaml.safe_load(arguments.read_text(encoding="utf-8")) if arguments.exists() else None,
         repository=repository,
+        samples=_read_json(run / SAMPLES),
         overwrite=overwrite,
         check=check,
     )
@@ -248,6 +261,11 @@ def _write_tokenizers(folder: Path, tokenizers: TranslationTokenizers) -> None:
         # From a repository, unlike from a folder, AutoTokenizer fails without a configuration beside the tokenizer; a
         # model_type in it would bring a warning.
         _write_json(folder / TARGET_SUBFOLDER / "config.json", {})
+
+
+def _read_json(path: Path) -> dict | None:
+    """Its content; None if there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:

@@ -1,0 +1,87 @@
+# Copyright 2026 the leanformers authors. Licensed under the Apache License, Version 2.0.
+"""The ordinary transformer in whose place a model stands, of transformers' own classes: beside it a model is lean."""
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    LlamaConfig,
+    MarianConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+FFN_RATIO = 4  # of the width, where a configuration has no such layer of its own
+SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+
+
+def ordinary_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The ordinary transformer beside `model` (`ordinary_config`), to count with: its weights are arbitrary."""
+    config = ordinary_config(model)
+    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.device("meta"):
+        ordinary = auto_class.from_config(config)
+    ordinary.to_empty(device="cpu")
+    ordinary.tie_weights()  # which `to_empty` parted
+    return ordinary
+
+
+def ordinary_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """
+    Marian's configuration for an encoder-decoder, Llama's for a decoder, with the model's vocabulary, width, depth,
+    tables and feed-forward size (4 times the width where the model's layers have none).
+
+    Llama's gated feed-forward layer has three matrices. Where the model's has two, it gets two thirds of the size, so
+    that it has as many parameters ([Shazeer 2020](https://arxiv.org/abs/2002.05202)).
+    """
+    config = model.config
+    common = {name: getattr(config, name) for name in SPECIAL_IDS} | {
+        "tie_word_embeddings": config.tie_word_embeddings
+    }
+    build = _translator if config.is_encoder_decoder else _language_model
+    return build(model, common)
+
+
+def _translator(model: PreTrainedModel, common: dict) -> MarianConfig:
+    config = model.config
+    heads, size = _heads(config), _intermediate_size(config)
+    return MarianConfig(
+        **common,
+        vocab_size=config.source_vocab_size or config.vocab_size,
+        decoder_vocab_size=config.vocab_size,
+        d_model=config.hidden_size,
+        encoder_layers=config.num_encoder_layers,
+        decoder_layers=config.num_decoder_layers,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        encoder_ffn_dim=size,
+        decoder_ffn_dim=size,
+        share_encoder_decoder_embeddings=getattr(config, "share_embeddings", False),
+        decoder_start_token_id=config.decoder_start_token_id,
+        forced_eos_token_id=None,
+    )
+
+
+def _language_model(model: PreTrainedModel, common: dict) -> LlamaConfig:
+    config, size = model.config, _intermediate_size(model.config)
+    is_gated = any(name.endswith("gate_proj") for name, _ in model.named_modules())
+    heads = _heads(config)
+    return LlamaConfig(
+        **common,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=size if is_gated else round(size * 2 / 3),
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+    )
+
+
+def _heads(config: PreTrainedConfig) -> int:
+    """One where the model has heads of another kind; the number changes no count."""
+    heads = getattr(config, "num_attention_heads", 1)
+    return 1 if config.hidden_size % heads else heads
+
+
+def _intermediate_size(config: PreTrainedConfig) -> int:
+    return getattr(config, "intermediate_size", None) or FFN_RATIO * config.hidden_size
