@@ -374,3 +374,16 @@ def test_a_space_stands_beside_its_model(online, exported, tmp_path):
     metadata = huggingface_hub.SpaceCard.load(space / "README.md").data
     assert (metadata.sdk, metadata.app_file, metadata.models) == ("gradio", "app.py", [REPOSITORY])
     assert "app.py" not in online.hub.repository(REPOSITORY).resolve("main").files
+
+
+def test_a_space_is_uploaded_without_secrets_and_strange_files(online, tmp_path):
+    space = write_space(tmp_path / "space", REPOSITORY)
+    (space / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"is not uploaded: it holds notes\.txt, which is no part of a Space"):
+        push_space(space, REPOSITORY)
+    (space / "notes.txt").unlink()
+    with (space / "app.py").open("a") as app:
+        app.write(f"# {TOKEN}\n")
+    with pytest.raises(ValueError, match=r"app\.py holds this machine's token of the Hub: take it out") as error:
+        push_space(space, REPOSITORY)
+    assert TOKEN not in str(error.value) and online.hub.requests == []

@@ -16,7 +16,7 @@ from transformers import BartConfig, BartForConditionalGeneration
 from leanformers.arguments import RunTrainingArguments
 from leanformers.conversion import read_checkpoint
 from leanformers.evaluation.loading import load_generator
-from leanformers.hub.card import render_card
+from leanformers.hub.card import public_results, render_card
 from leanformers.hub.check import _clean_environment, check
 from leanformers.hub.export import export
 from leanformers.hub.safety import leads_out
@@ -235,6 +235,8 @@ def test_run_and_card_leave_the_token_out(model: AntheForSeq2SeqLM, tmp_path: Pa
         metrics={"test_bleu": 1.0, "hub_token": TOKEN},
     )
     assert "learning_rate" in card and TOKEN not in card
+    kept = {"test_bleu": 1.0, "bleu_signature": "nrefs:1", "hardware": "2-core CPU", "versions": {"torch": "2.13"}}
+    assert public_results(kept | {"hub_token": TOKEN, "resumed_from": str(tmp_path)}) == kept
 
 
 def test_token_in_a_folder_is_found_and_not_repeated(folder: Path, monkeypatch: pytest.MonkeyPatch):

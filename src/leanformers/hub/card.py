@@ -139,6 +139,15 @@ def result_table(metrics: Mapping[str, object]) -> dict[str, dict[str, float]]:
     return table
 
 
+def public_results(metrics: Mapping[str, object]) -> dict[str, object]:
+    """What of a run's results may be shown to all: numbers, signatures of metrics, hardware and versions."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if isinstance(value, int | float) or name.endswith("_signature") or name in ("hardware", "device", "versions")
+    }
+
+
 def sizes(model: PreTrainedModel, family: Family | None) -> list[tuple[str, int, int | None]]:
     """Rows of what, parameters, and MACs of a forward pass: this model's, and those of what it stands in for."""
     total, trained = model.num_parameters(), model.num_parameters(only_trainable=True)

@@ -16,7 +16,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from ..data.tokenizers import TARGET_SUBFOLDER, TranslationTokenizers
 from ..plots import training_curves
 from ..registry import Family, family_of
-from .card import PIPELINE_TAGS, render_card
+from .card import PIPELINE_TAGS, public_results, render_card
 from .check import refuse_problems
 from .safety import code_hashes
 from .static_checks import REFERENCE, weight_problems
@@ -116,7 +116,7 @@ def export(
         has_curves = any(not {"loss", "eval_loss"}.isdisjoint(entry) for entry in log)
         if has_curves:
             training_curves(log, partial / CURVES)
-        for name, content in {RESULTS: metrics, SAMPLES: samples}.items():
+        for name, content in {RESULTS: public_results(metrics or {}), SAMPLES: samples}.items():
             if content:
                 _write_json(partial / name, content)
         card = render_card(

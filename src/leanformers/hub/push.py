@@ -12,6 +12,8 @@ from huggingface_hub import HfApi, get_token
 
 from .check import refuse_problems
 from .export import is_written
+from .space import foreign_files
+from .static_checks import secret_problems
 
 COMMIT_MESSAGE = "Upload model, code and card"
 NOT_LET_IN = (401, 403)
@@ -74,6 +76,10 @@ def push_space(directory: str | os.PathLike, repository: str, *, private: bool =
     Upload the folder of a Space (`leanformers.hub.space`), which may have the name of its model; returns the address
     of the commit. Arguments and errors are those of `push`.
     """
+    directory = Path(directory)
+    problems = [*foreign_files(directory), *secret_problems(directory)]
+    if problems:
+        raise ValueError(f"{directory} is not uploaded: {' '.join(problems)}")
     api = HfApi()
     with _uploading(f"the Space {repository}"):
         api.create_repo(repository, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)

@@ -27,9 +27,9 @@ def write_space(directory: Path, model: str, revision: str | None = None) -> Pat
     Raises:
         `FileExistsError`: if the folder holds anything else.
     """
-    foreign = sorted(path.name for path in directory.glob("*") if path.name not in WRITTEN)
+    foreign = foreign_files(directory)
     if foreign:
-        raise FileExistsError(f"{directory} holds {foreign[0]}, which is no part of a Space; choose another folder.")
+        raise FileExistsError(f"{directory} cannot be written to: {foreign[0]}")
     directory.mkdir(parents=True, exist_ok=True)
     with as_file(files("leanformers.hub") / "page.py") as page:
         shutil.copyfile(page, directory / "page.py")
@@ -38,6 +38,12 @@ def write_space(directory: Path, model: str, revision: str | None = None) -> Pat
     (directory / "requirements.txt").write_text(requirements(), encoding="utf-8")
     (directory / "README.md").write_text(card(model, revision), encoding="utf-8")
     return directory
+
+
+def foreign_files(directory: Path) -> list[str]:
+    """A sentence on each file that is no part of a Space."""
+    foreign = sorted(path.name for path in directory.glob("*") if path.name not in WRITTEN)
+    return [f"it holds {name}, which is no part of a Space; choose another folder." for name in foreign]
 
 
 def requirements() -> str:

@@ -45,7 +45,7 @@ def static_problems(directory: Path) -> list[str]:
     problems += _tokenizer_problems(directory)
     problems += _generation_problems(directory, config)
     problems += _card_problems(directory)
-    problems += _secret_problems(directory)
+    problems += secret_problems(directory)
     return problems + _path_problems(directory)
 
 
@@ -201,7 +201,7 @@ def _card_problems(directory: Path) -> list[str]:
     ]
 
 
-def _secret_problems(directory: Path) -> list[str]:
+def secret_problems(directory: Path) -> list[str]:
     """Never quotes what it found. Weights and pictures are not text, nor is what is larger than any text here."""
     problems, own_token = [], get_token()
     for path in sorted(directory.rglob("*")):
