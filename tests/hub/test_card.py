@@ -111,6 +111,15 @@ def test_data_are_those_that_the_run_read(model: AntheForSeq2SeqLM):
     assert "trained on bentrevett/multi30k" in card_of(model, arguments=given)
 
 
+def test_base_model_is_named_if_it_is_on_the_hub(model: AntheForSeq2SeqLM, tmp_path: Path):
+    def base_model(name):
+        return ModelCard(card_of(model, arguments={"model_name_or_path": name})).data.base_model
+
+    assert base_model("me/anthe-numbers") == "me/anthe-numbers"
+    assert base_model(str(tmp_path)) is None and base_model("outputs/runs/anthe") is None
+    assert str(tmp_path) not in card_of(model, arguments={"model_name_or_path": str(tmp_path)})
+
+
 def test_without_figures_there_is_no_table_for_them(model: AntheForSeq2SeqLM):
     text = card_of(model)
     assert "## Results" not in text and "## Training" not in text and "![" not in text

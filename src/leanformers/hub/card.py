@@ -239,6 +239,7 @@ def _metadata(
         pipeline_tag=pipeline_tag,
         tags=[*tags, f"arxiv:{family.paper}"] if family else tags,
         datasets=[hub_dataset] if hub_dataset else None,
+        base_model=_hub_name(arguments.get("model_name_or_path")),
         metrics=sorted({METRICS[name][0] for row in results.values() for name in row}) or None,
         model_name=family.title if family else type(model).__name__,
         eval_results=eval_results or None,
@@ -268,8 +269,13 @@ def _task(arguments: Mapping[str, object]) -> str:
 
 
 def _hub_dataset(arguments: Mapping[str, object]) -> str | None:
-    name = str(arguments["dataset_name"]) if _origin(arguments) == "dataset_name" else ""
-    return name if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) and not os.path.exists(name) else None
+    return _hub_name(arguments["dataset_name"]) if _origin(arguments) == "dataset_name" else None
+
+
+def _hub_name(name: object) -> str | None:
+    """The name, if it is of a repository of the Hub and not of a folder."""
+    is_one = isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) and not os.path.exists(name)
+    return str(name) if is_one else None
 
 
 def _data_name(arguments: Mapping[str, object]) -> str:
