@@ -7,8 +7,8 @@
 
 Without `--junit` it runs them all, slow ones too, on our models and on their peers, of which DeltaNet only where
 flash-linear-attention can be imported. It writes docs/compatibility.json, and of that docs/compatibility.md and the
-table between two comments in README.md. Exit status 1 if something fails on a model of ours or, with `--check`, if the
-documents are not what the JSON says.
+short table between two comments in README.md. Exit status 1 if something fails on a model of ours or, with `--check`,
+if the documents are not what the JSON says.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,6 +33,7 @@ TOOLS = (
     *("bitsandbytes", "onnx", "onnxruntime", "onnxscript", "optimum-quanto", "triton", "flash-linear-attention"),
 )
 MARKS = {"works": "✓", "limits": "limits", "refused": "refused", "fails": "fails", "not run": "not run"}
+OTHERS = {"limits": "limited", "refused": "refused", "fails": "fail", "not run": "not run"}
 WORST_FIRST = ("fails", "refused", "limits", "works", "not run")
 LONGEST_NOTE = 160
 NO_GPU = "0 active drivers"  # Triton's error where there is none, and no other form of a kernel
@@ -215,19 +217,31 @@ def own_tests_table(own_tests: dict) -> str:
 def own_tests_mark(counts: dict[str, int] | None) -> str:
     if counts is None:
         return ""
-    return f"{counts['failed']} fail" if counts["failed"] else f"{counts['passed']} ✓"
+    return f"{counts['failed']} fail" if counts["failed"] else f"all {counts['passed']}"
+
+
+def summary(cells: list[dict[str, str]]) -> str:
+    """How many rows of a group work on a model, and what became of the others."""
+    counts = Counter(cell["verdict"] for cell in cells)
+    if not cells:
+        return ""
+    if counts["works"] == len(cells):
+        return f"all {len(cells)}"
+    others = [f"{counts[verdict]} {word}" for verdict, word in OTHERS.items() if counts[verdict]]
+    return ", ".join([f"{counts['works']} of {len(cells)}", *others])
 
 
 def render_readme_table(results: dict) -> str:
-    models, lines = list(results["models"]), []
-    for group, rows in results["groups"].items():
-        for index, (row, cells) in enumerate(rows.items()):
-            marks = [MARKS[cells[model]["verdict"]] if model in cells else "" for model in models]
-            lines.append(["" if index else group, row, *marks])
+    """Our models alone, a line for each group."""
+    models = [model for model, kind in results["models"].items() if kind == "ours"]
+    lines = [
+        [group, *(summary([cells[model] for cells in rows.values() if model in cells]) for model in models)]
+        for group, rows in results["groups"].items()
+    ]
     for number, families in results["own_tests"].items():
         marks = [own_tests_mark(families.get(column(model))) for model in models]
-        lines.append(["transformers", f"its own tests, {number}", *marks])
-    return table(["", "", *models], lines)
+        lines.append([f"transformers' own tests, {number}", *marks])
+    return table(["", *models], lines)
 
 
 def render_readme(results: dict, text: str) -> str:

@@ -16,7 +16,7 @@ PAGES = (
     "model_cards/*.md",
     "scripts/benchmarks/results/*.md",
 )
-PICTURES = ("scripts/benchmarks/results/*.png", "docs/*.png")
+PICTURES = ("scripts/benchmarks/results/*.png", "docs/*.png", "docs/figures/*.png")
 NO_PAGES = {"model_cards/template.md"}  # with gaps, filled in when a card is written
 # A link, its target without an anchor, and the anchor.
 LINK = re.compile(r"(\[[^\]]*\])\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")

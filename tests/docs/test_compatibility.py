@@ -78,7 +78,8 @@ def test_worst_outcome_of_a_cell_stands_in_the_table(script, tmp_path):
     assert "[^3]: no beams\n[^4]: has no keys\n[^5]: `ValueError: bad file .../x.py`\n" in page
     readme = script["render_readme"](results, f"above\n{script['BEGIN']}\nold\n{script['END']}\nbelow\n")
     assert readme.startswith(f"above\n{script['BEGIN']}\n| ") and readme.endswith(f"|\n{script['END']}\nbelow\n")
-    assert "old" not in readme and "| torch | compile | not run |  | ✓ | not run |" in readme
+    assert "old" not in readme and "|  | Anthe | FastWeight |\n" in readme  # ours alone
+    assert "| torch | 0 of 2, 1 limited, 1 not run | 0 of 1, 1 refused |" in readme
 
 
 def test_later_report_replaces_a_test_and_our_failures_are_told(script, tmp_path):
