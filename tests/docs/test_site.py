@@ -27,12 +27,18 @@ def test_every_document_is_a_page(site, root):
     assert "Four transformer architectures" in (site / "index.html").read_text(encoding="utf-8")
 
 
+def test_blocks_of_code_end_where_they_should(site):
+    for page in site.rglob("*.html"):
+        assert "```" not in page.read_text(encoding="utf-8"), page
+    assert '<h2 id="ten-lines">' in (site / "index.html").read_text(encoding="utf-8")
+
+
 def test_pictures_of_documents_are_there(site):
-    page = site / "modeling" / "selective_attn" / "index.html"
-    pictures = re.findall(r'<img[^>]* src="([^"]+\.png)"', page.read_text(encoding="utf-8"))
-    assert pictures
-    for picture in pictures:
-        assert (page.parent / picture).resolve().is_file(), picture
+    for page in (site / "index.html", *(site / "modeling").rglob("index.html")):
+        pictures = re.findall(r'<img[^>]* src="([^"]+\.png)"', page.read_text(encoding="utf-8"))
+        assert any("docs/figures/" in picture for picture in pictures), page
+        for picture in pictures:
+            assert (page.parent / picture).resolve().is_file(), picture
 
 
 def test_nothing_is_fetched_from_elsewhere(site):
