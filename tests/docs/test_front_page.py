@@ -62,7 +62,7 @@ def test_costs_of_translators(cost, says):
     says(f"| {training} | {one} for one sentence, {many} for 32 | {to_train} to train, {to_generate} to generate |")
     for number in (0, 1):
         training, one, many, to_train, to_generate = costs("delight_base_cpu", number)
-        says(f"| {training} | {one}, {many} | {to_train}, {to_generate} |")
+        says(f"| {training} | {one}, and {many} for 32 | {to_train}, and {to_generate} to generate |")
 
 
 def test_costs_of_fast_weight(results, cost, says):
