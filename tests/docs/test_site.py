@@ -13,7 +13,7 @@ import pytest
 def site(root, tmp_path_factory):
     pytest.importorskip("material", reason="mkdocs-material, of the extra `docs`, is not installed")
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder)]
     run = subprocess.run(
         command, cwd=root, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
     )
