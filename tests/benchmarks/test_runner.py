@@ -11,6 +11,8 @@ from importlib import import_module
 import pytest
 import torch
 
+from leanformers import FAMILIES
+
 
 @pytest.fixture(scope="module")
 def benchmarks(root):
@@ -18,9 +20,8 @@ def benchmarks(root):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(root / "scripts" / "benchmarks"))
         yield import_module("run"), import_module("registry")
-        modules = ("anthe", "delight", "dextra", "fast_weight", "delta_rule", "selective_attn", "crossover")
-        modules += ("gpu_kernels", "language_models")
-        for name in ("run", "registry", *modules):
+        modules = {target.partition(":")[0] for target in sys.modules["registry"].BENCHMARKS.values()}
+        for name in ("run", "registry", "crossover", *modules):
             sys.modules.pop(name, None)
 
 
@@ -30,6 +31,11 @@ def report(benchmarks, tmp_path_factory):
     benches = ["anthe_training", "anthe_generation"]
     benchmarks[0].main(["--bench", *benches, "--quick", "--threads", "1", "--json", str(output)])
     return json.loads(output.read_text())
+
+
+def test_every_family_is_measured(benchmarks):
+    measured = {benchmarks[1].family_of(name) for name in benchmarks[1].BENCHMARKS}
+    assert measured == set(FAMILIES), "scripts/benchmarks/registry.py lacks a family"
 
 
 def test_every_case_is_measured_for_both_contenders(report):

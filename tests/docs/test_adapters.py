@@ -9,5 +9,6 @@ from leanformers import FAMILIES
 def test_default_targets_are_those_of_the_registry(root):
     text = (root / "docs/adapters.md").read_text(encoding="utf-8")
     for family in FAMILIES.values():
-        (row,) = re.findall(rf"^\| `{family.model_type}` \| (.*) \|$", text, flags=re.MULTILINE)
-        assert tuple(re.findall(r"`(\w+)`", row)) == family.lora_targets
+        rows = re.findall(rf"^\| `{family.model_type}` \| (.*) \|$", text, flags=re.MULTILINE)
+        assert len(rows) == 1, f"docs/adapters.md has {len(rows)} rows for `{family.model_type}`"
+        assert tuple(re.findall(r"`(\w+)`", rows[0])) == family.lora_targets

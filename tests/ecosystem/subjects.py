@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from models.suite import perturb
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, set_seed
 
-import leanformers  # noqa: F401  registers the families with AutoConfig
+from leanformers import Family, family_of
 
 # 4 special tokens and 256 bytes, as the tokenizer of conftest.py has them.
 TOKENS = {"vocab_size": 260, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
@@ -50,6 +50,16 @@ class Subject:
     @property
     def is_decoder(self) -> bool:
         return self.auto_class == "AutoModelForCausalLM"
+
+    @property
+    def family(self) -> Family | None:
+        """The family, or None of a peer."""
+        return None if self.is_peer else family_of(self.config())
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether it is ours and keeps a memory of fixed size in place of keys and values."""
+        return self.family is not None and self.family.model_class(self.auto_class)._is_stateful
 
     def config(self, **fields) -> PreTrainedConfig:
         merged = TOKENS | self.fields | fields

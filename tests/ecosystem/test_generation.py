@@ -42,10 +42,15 @@ def check_same(model, **options) -> None:
 
 def special_cache(subject, verdict) -> bool:
     """Whether the model refuses caches of other kinds, as it has to."""
-    reason = {"FastWeight": MEMORY, "SelectiveAttn": VOTES}.get(subject.name)
+    reason = special_reason(subject)
     if reason is not None:
         verdict.refused(reason)
     return reason is not None
+
+
+def special_reason(subject) -> str | None:
+    """Why the model has a cache of its own kind, if it has."""
+    return MEMORY if subject.has_memory else {"SelectiveAttn": VOTES}.get(subject.name)
 
 
 @pytest.mark.tool("generation", "greedy search, prompts of different lengths")
@@ -104,7 +109,7 @@ def test_guessed_tokens_change_nothing(subject, verdict, kind):
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
     help = {"assistant_model": assistant} if kind == "assistant model" else {"prompt_lookup_num_tokens": 3}
     if model._is_stateful:
-        assert subject.is_peer or subject.name == "FastWeight"
+        assert subject.is_peer or subject.has_memory
         with pytest.raises(ValueError, match="not supported with stateful models"):
             model.generate(prompt, **GREEDY, **help)
         verdict.refused(STATEFUL)
@@ -195,10 +200,11 @@ def test_continuous_batches_equal_single_prompts(subject, verdict):
         "continuous_batching_config": ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=512),
     }
     model, prompts = subject.build(), [PROMPTS[0] * 12, *PROMPTS, PROMPTS[0] * 11, PROMPTS[0] * 10]
-    if subject.name in ("Anthe", "DeLighT", "FastWeight", "SelectiveAttn"):
+    reason = special_reason(subject) if subject.is_decoder else "for decoder-only models"
+    if reason is not None:
         with pytest.raises(ValueError, match=r"Continuous batching \(`generate_batch`\)"):
             model.generate_batch(prompts, **options)
-        verdict.refused({"FastWeight": MEMORY, "SelectiveAttn": VOTES}.get(subject.name, "for decoder-only models"))
+        verdict.refused(reason)
         return
     results = model.generate_batch(prompts, **options)
     for result, prompt in zip(results.values(), prompts, strict=True):
@@ -330,7 +336,7 @@ def test_guidance_is_the_difference_to_a_negative_prompt(decoder):
 @pytest.mark.tool("generation", "scores, hidden states and attentions")
 def test_outputs_of_generate_are_those_of_the_model(subject, verdict):
     model = subject.build()
-    if subject.name != "FastWeight":
+    if not subject.has_memory:
         model.set_attn_implementation("eager")
     names = ("scores", "logits", "hidden_states", "attentions")
     options = {**GREEDY, "max_new_tokens": 4, "eos_token_id": None, "return_dict_in_generate": True}
@@ -352,8 +358,8 @@ def test_outputs_of_generate_are_those_of_the_model(subject, verdict):
     last = [states[-1][:, -1] for states in output[f"{prefix}hidden_states"]]
     expected = forward[f"{prefix}hidden_states"][-1][:, -5:-1]
     assert_close("hidden states", torch.stack(last, dim=1), expected, relative=1e-4, absolute=1e-4)
-    if subject.name == "FastWeight":
-        assert not any(output.attentions)
+    if subject.has_memory:
+        assert not any(output.attentions or ())
         verdict.limits("there are no attention weights in a memory")
         return
     for step, layers in enumerate(output[f"{prefix}attentions"]):
@@ -373,7 +379,7 @@ def test_embedded_prompts_are_prompts(subject):
 @pytest.mark.tool("generation", "offloaded cache")
 def test_offloaded_cache_changes_nothing(subject, verdict):
     model = subject.build()
-    if subject.name == "FastWeight":
+    if subject.has_memory:
         with pytest.raises(ValueError, match="cache_implementation='offloaded'"):
             check_same(model, cache_implementation="offloaded")
         verdict.refused(MEMORY)

@@ -3,6 +3,9 @@
 
 import pytest
 import torch
+from ecosystem.subjects import OURS
+
+from leanformers import FAMILIES
 
 
 @pytest.mark.tool("loading", "built by its Auto class")
@@ -13,3 +16,7 @@ def test_auto_class_builds_the_model(subject):
     inputs = {"input_ids": ids} if subject.is_decoder else {"input_ids": ids, "decoder_input_ids": ids}
     with torch.no_grad():
         assert model(**inputs).logits.shape == (2, 7, 260)
+
+
+def test_every_family_is_tried():
+    assert {subject.family.name for subject in OURS} == set(FAMILIES), "subjects.py lacks a family"

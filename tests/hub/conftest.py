@@ -2,17 +2,18 @@
 """Tiny models of every kind, each exported once; one of Anthe stands for what is the same for all."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
+from leanformers import FAMILIES, get_family
 from leanformers.data.tokenizers import TranslationTokenizers, train_language_tokenizer
 from leanformers.hub.export import export
 from leanformers.modeling.anthe import AntheConfig, AntheForSeq2SeqLM
 from leanformers.modeling.delight import DeLighTConfig, DeLighTForCausalLM, DeLighTForConditionalGeneration
-from leanformers.modeling.fast_weight import FastWeightConfig, FastWeightForCausalLM
 from leanformers.modeling.selective_attn import SelectiveAttnConfig, SelectiveAttnForCausalLM
 from leanformers.registry import language_model_class
 
@@ -64,11 +65,12 @@ def delight_language_model(tokenizers: TranslationTokenizers) -> DeLighTForCausa
     return DeLighTForCausalLM(DeLighTConfig(**DELIGHT, **sizes, **options, pad_token_id=0))
 
 
-def fast_weight_language_model(tokenizers: TranslationTokenizers) -> FastWeightForCausalLM:
-    sizes = {"vocab_size": tokenizers.target_vocab_size, "hidden_size": 32, "intermediate_size": 48}
-    depth = {"num_hidden_layers": 2, "num_attention_heads": 4}
+def language_model_of_preset(name: str, tokenizers: TranslationTokenizers) -> PreTrainedModel:
+    """As the preset `tiny` of that family is, with the tokenizer's vocabulary."""
+    preset = Path(__file__).resolve().parents[2] / f"configs/model/{name}/tiny.json"
     special_ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 2}
-    return FastWeightForCausalLM(FastWeightConfig(**sizes, **depth, **special_ids))
+    config = AutoConfig.from_pretrained(preset, vocab_size=tokenizers.target_vocab_size, **special_ids)
+    return get_family(name).model_class("AutoModelForCausalLM")(config)
 
 
 def selective_language_model(tokenizers: TranslationTokenizers) -> SelectiveAttnForCausalLM:
@@ -83,8 +85,13 @@ MODELS = {
     "anthe": tiny_model,
     "delight": delight_translator,
     "delight_lm": delight_language_model,
-    "fast_weight_lm": fast_weight_language_model,
     "selective_attn_lm": selective_language_model,
+}
+# A translator of another family has to be written here.
+MODELS |= {
+    f"{name}_lm": partial(language_model_of_preset, name)
+    for name in FAMILIES
+    if not MODELS.keys() & {name, f"{name}_lm"}
 }
 RESULTS = {
     "AutoModelForSeq2SeqLM": {"test_bleu": 1.5, "test_bleu_signature": "nrefs:1", "eval_perplexity": 3.25},

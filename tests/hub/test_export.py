@@ -31,18 +31,6 @@ from leanformers.modeling.delight import DeLighTForCausalLM
 from leanformers.registry import family_of, language_model_class
 
 CODE = {"configuration_anthe.py", "modeling_anthe.py", "soft_positions.py", "tensor_chain.py"}
-CODE_OF = {
-    "anthe": CODE,
-    "delight": {"configuration_delight.py", "modeling_delight.py", "adaptive.py", "dextra.py", "embeddings.py"},
-    "fast_weight": {
-        *("configuration_fast_weight.py", "modeling_fast_weight.py", "delta_rule.py", "feature_maps.py"),
-        *("normalized_rules.py", "memory_cache.py", "softmax_attention.py", "positions.py", "adaptive_softmax.py"),
-    },
-    "selective_attn": {
-        *("configuration_selective_attn.py", "modeling_selective_attn.py", "attention_layer.py", "visible_keys.py"),
-        *("selective_attention.py", "blocked_attention.py", "context_pruning.py", "pruning_cache.py"),
-    },
-}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -62,9 +50,10 @@ def test_folder_is_complete(exported: Path):
     assert [path.name for path in exported.parent.iterdir()] == [exported.name]
 
 
-def test_only_what_loads_from_the_folder_is_offered(exported_of_each_kind: Path):
+def test_only_what_loads_from_the_folder_is_offered(exported_of_each_kind: Path, root: Path):
     config = AutoConfig.from_pretrained(exported_of_each_kind)
-    assert {path.name for path in exported_of_each_kind.glob("*.py")} == CODE_OF[config.model_type]
+    code = {path.name for path in (root / "modeling" / family_of(config).name).glob("*.py")} - {"__init__.py"}
+    assert {path.name for path in exported_of_each_kind.glob("*.py")} == code
     classifier = {"AutoModelForSequenceClassification"} & family_of(config).models.keys()
     assert config.auto_map.keys() == {"AutoConfig", "AutoModel", language_model_class(config)} | classifier
     assert config.auto_map[language_model_class(config)].endswith(config.architectures[0])

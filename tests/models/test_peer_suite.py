@@ -9,6 +9,8 @@ import sys
 import pytest
 import transformers
 
+from leanformers import FAMILIES
+
 OTHERS = {"DeLighT": 100, "DeLighTLM": 100, "FastWeight": 80, "SelectiveAttn": 100, "SelectiveAttnGQA": 100}
 
 
@@ -41,3 +43,9 @@ def test_transformers_own_tests(family, least, root, shared, tmp_path):
     # 115 pass, 94 of a family without attention weights; many fewer would mean that the harness no longer recognises
     # what it is given.
     assert result["counts"]["passed"] >= least
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_every_family_has_a_shape_for_them(family, root):
+    adapter = (root / "scripts/dev/peer_adapter.py").read_text(encoding="utf-8")
+    assert f"config_class={family.config}," in adapter, f"scripts/dev/peer_adapter.py has no {family.config}"

@@ -17,7 +17,9 @@ FAMILY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 def preset_configs(family, root):
     for preset in family.presets:
-        yield transformers.AutoConfig.from_pretrained(root / f"configs/model/{family.name}/{preset}.json")
+        path = root / f"configs/model/{family.name}/{preset}.json"
+        assert path.is_file(), f"the registry names a preset {path.relative_to(root)}, which is not there"
+        yield transformers.AutoConfig.from_pretrained(path)
 
 
 @FAMILY
@@ -30,7 +32,8 @@ def test_every_name_stands_for_something(family, root):
             assert hasattr(importlib.import_module(f"{family.module}.{module}"), name)
             offered.add(auto_class)
     assert offered == {"AutoConfig", *family.models}
-    assert (root / family.card).is_file()
+    assert (root / family.card).is_file(), f"there is no {family.card}"
+    assert callable(importlib.import_module(f"leanformers.conversion.{family.name}").convert)
     assert family.config_class.model_type == family.model_type
 
 
