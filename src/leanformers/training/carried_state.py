@@ -23,6 +23,8 @@ from leanformers.evaluation.language_modeling import empty_memory, segment_losse
 from .runs import tensor_parallel_size
 from .trainer import LanguageModelTrainer
 
+STATES = ("memory", "normalizer")  # of a layer, in files; a family may have the first alone
+
 
 class CarriedStateTrainer(LanguageModelTrainer):
     """A `LanguageModelTrainer` of a model with a memory, on `LaneSegments`: a lane for each row of each process."""
@@ -89,9 +91,9 @@ def memory_file(checkpoint: str, process_index: int) -> Path:
 def save_memory(memory: DynamicCache, path: Path, num_processes: int) -> None:
     tensors = {"num_seen": torch.tensor(memory.get_seq_length()), "num_processes": torch.tensor(num_processes)}
     for index, layer in enumerate(memory.layers):
-        for name, state in zip(("memory", "normalizer"), layer.read(), strict=True):
+        for number, state in layer.recurrent_states.items():
             if state is not None:
-                tensors[f"layers.{index}.{name}"] = state.contiguous()
+                tensors[f"layers.{index}.{STATES[number]}"] = state.contiguous()
     save_file(tensors, path)
 
 
@@ -107,5 +109,5 @@ def load_memory(memory: DynamicCache, path: Path, num_processes: int, num_lanes:
             f"with {num_lanes}: resume on as many, with the same per_device_train_batch_size."
         )
     for index, layer in enumerate(memory.layers):
-        state, normalizer = (states.get(f"layers.{index}.{name}") for name in ("memory", "normalizer"))
-        layer.write(state, normalizer, int(states["num_seen"]))
+        held = [states.get(f"layers.{index}.{STATES[number]}") for number in layer.recurrent_states]
+        layer.write(*held, int(states["num_seen"]))
