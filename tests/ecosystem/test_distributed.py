@@ -263,11 +263,11 @@ def test_tensor_parallelism(subject, split, verdict):
 @pytest.mark.tool("accelerate", "pipeline parallelism")
 def test_pipeline_parallelism(subject, split, verdict):
     folder = split("pp_size", subject)
-    if subject.name in ("Anthe", "DeLighT", "DeLighT LM", "FastWeight"):
+    if subject.has_memory or subject.name in ("Anthe", "DeLighT", "DeLighT LM"):
         assert "(pp_size=2)" in (folder / "split.txt").read_text()
         verdict.refused(
             "each stage would scale what it is given"
-            if subject.name == "FastWeight"
+            if subject.has_memory
             else "transformers' stages are those of decoders like Llama"
         )
         return
