@@ -68,7 +68,7 @@ def test_every_figure_is_in_a_file_that_the_card_names(family, root: Path):
     card = (root / family.card).read_text(encoding="utf-8")
     values = {value for name in set(FILE.findall(card)) for value in results(root / name)}
     found = list(figures(card))
-    assert len(found) > 20
+    assert len(found) > 20, f"the tables of {family.card} have {len(found)} figures"
     assert [(figure, row) for figure, row in found if not holds(figure, values)] == []
 
 
