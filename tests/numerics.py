@@ -38,3 +38,37 @@ def assert_low_precision_close(
     allowed = 2 * (naive.detach().double() - exact).abs().max().item() + absolute
     if not worst <= allowed:
         raise AssertionError(f"{name}: max error {worst:.3g} in {fast.dtype}, allowed {allowed:.3g}")
+
+
+def assert_at_most_twice(
+    name: str, actual: torch.Tensor, usual: torch.Tensor, exact: torch.Tensor, *, cancelling: float = 1.0
+) -> None:
+    """
+    Fail unless `actual` strays from `exact` at most twice as far as `usual`, torch's form in the same dtype, does: in
+    root mean square and in the worst entry.
+
+    Torch's own error is next to none where few numbers are summed up, while rounding the result alone may cost half a
+    unit in the last place, 0.29 in the mean. So there are allowed besides, in units of the largest entry: a quarter in
+    the mean and two at worst of float32, in which both forms compute, or at worst half a unit of a shorter dtype.
+
+    Args:
+        cancelling (`float`): how large the numbers are that leave nothing, where all of `exact` is 0.
+    """
+    assert actual.dtype == usual.dtype and actual.shape == exact.shape, f"{name}: {actual.dtype}, {actual.shape}"
+    exact = exact.detach().double()
+    largest = exact.abs().max().item() or cancelling
+    unit, of_dtype = (torch.finfo(dtype).eps * largest for dtype in (torch.float32, actual.dtype))
+    errors, allowed = ((tensor.detach().double() - exact).flatten() for tensor in (actual, usual))
+    for norm, slack in ((root_mean_square, unit / 4), (worst, max(2 * unit, of_dtype / 2))):
+        error, bound = norm(errors).item(), 2 * norm(allowed).item() + slack
+        # Written so that a NaN fails.
+        if not error <= bound:
+            raise AssertionError(f"{name}: {norm.__name__} of the error is {error:.3g}, allowed is {bound:.3g}")
+
+
+def root_mean_square(errors: torch.Tensor) -> torch.Tensor:
+    return errors.square().mean().sqrt()
+
+
+def worst(errors: torch.Tensor) -> torch.Tensor:
+    return errors.abs().max()

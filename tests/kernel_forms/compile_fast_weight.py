@@ -57,7 +57,7 @@ def main(arch: str, report: str, cases: str) -> None:
     case = None
 
     def compile_only(kernel, grid, *arguments, **constants) -> None:
-        sizes = {name: constants.get(name) for name in ("C", "BK", "BV", "num_warps")}
+        sizes = {name: constants.get(name) for name in ("MEMORY", "C", "BK", "BV", "num_warps")}
         built = compiled(kernel, arguments, dict(constants), int(arch))
         taken = {"shared": built.metadata.shared, **usage(built.asm["cubin"])}
         rows.append({"case": case, "kernel": kernel.fn.__name__, **sizes, **taken})
@@ -71,10 +71,11 @@ def main(arch: str, report: str, cases: str) -> None:
         value, beta = torch.zeros(*tokens, value_dim, dtype=dtype), torch.zeros(*tokens)
         inputs = [tensor.requires_grad_() for tensor in (query, key, value, beta)]
         options = {"dpfp_nu": nu, "key_norm_eps": 0.0}
-        output, _ = delta_rule.chunk_delta_rule(*inputs, **options)
-        output.sum().backward()
-        first = [tensor.detach()[:, :1] for tensor in inputs]
         memory = torch.zeros(1, 2, width * (2 * nu or 1), value_dim)
+        for states in ({}, {"initial_state": memory.clone().requires_grad_(), "output_final_state": True}):
+            output, _ = delta_rule.chunk_delta_rule(*inputs, **options, **states)
+            output.sum().backward()
+        first = [tensor.detach()[:, :1] for tensor in inputs]
         for states in ({}, {"initial_state": memory, "initial_normalizer": memory[..., 0]}):
             fast_weight_step.fast_weight_step(*first, attention_norm="full", **options, **states)
     Path(report).write_text(json.dumps(rows))

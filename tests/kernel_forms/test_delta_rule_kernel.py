@@ -24,14 +24,15 @@ from numerics import assert_close
 SLOW = pytest.mark.slow
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 OPTIONS = {
-    "one_token": ("delta", F32, {"length": 1}),
+    "one_token": ("delta", F32, {"batch": 2, "length": 1, "heads": 2}),
     "short": ("delta", F32, {"batch": 2, "length": 5, "heads": 2, "width": 3, "value_dim": 1}),
     "chunks": ("delta", F32, {"length": 65}),
     "from_zero": ("delta", F32, {"length": 33, "carried": False}),
     "bfloat16": ("delta", BF16, {"length": 130}),
+    "bfloat16_without_state": ("delta", BF16, {"length": 70, "wants_state": False}),
     "float16": ("delta", F16, {"length": 40}),
     "documents": ("delta", F32, {"batch": 2, "length": 70, "share_of_starts": 0.1}),
-    "wide_documents": ("delta", BF16, {"length": 70, "width": 150, "share_of_starts": 0.05}),
+    "wide_documents": ("delta", BF16, {"length": 70, "width": 150, "share_of_starts": 0.05, "wants_state": False}),
     "dpfp": ("delta", F32, {"length": 37, "width": 5, "nu": 2, "eps": 0.0}),
     "dpfp_not_normalised": ("delta", F32, {"length": 20, "width": 4, "nu": 1}),
     "sum": ("sum", F32, {"batch": 2, "length": 70, "share_of_starts": 0.1}),
@@ -42,11 +43,13 @@ SLOW_OPTIONS = {
     "wide": ("delta", F32, {"length": 70, "width": 300}),
     "wide_values": ("delta", BF16, {"batch": 2, "length": 200, "heads": 2, "width": 64, "value_dim": 70}),
     "wide_sequences": ("delta", F32, {"steps": [0, 0, 30, 31, 80], "width": 70, "value_dim": 20, "chunk_size": 16}),
+    "wide_bfloat16": ("delta", BF16, {"length": 140, "width": 150, "share_of_starts": 0.05}),
     "wide_dpfp": ("delta", BF16, {"length": 70, "width": 70, "nu": 2, "eps": 0.0}),
+    "dpfp_without_state": ("delta", BF16, {"length": 70, "width": 20, "nu": 2, "eps": 0.0, "wants_state": False}),
     "many_documents": ("delta", F32, {"length": 150, "share_of_starts": 0.5}),
-    "far_moves": ("delta", F32, {"length": 20, "width": 3, "nu": 8, "eps": 0.0}),
+    "far_moves": ("delta", F32, {"length": 20, "width": 4, "nu": 12, "eps": 0.0}),
     "wide_sum": ("sum", F16, {"length": 70, "width": 300, "share_of_starts": 0.05}),
-    "sum_sequences": ("sum", BF16, {"steps": [0, 70, 75], "width": 40}),
+    "sum_sequences": ("sum", BF16, {"steps": [0, 70, 75], "width": 40, "wants_state": False}),
     "small_chunks": ("delta", BF16, {"length": 70, "chunk_size": 16}),
     "large_chunks": ("delta", F32, {"length": 140, "chunk_size": 64}),
 }
@@ -135,10 +138,10 @@ def test_compiled_in_one_graph(rule):
 def test_operators_are_what_they_say(tests):
     inputs = [tensor.float().requires_grad_() for tensor in draw("delta", 1, 10, 1, 4, 5)]
     documents = torch.zeros(1, 10, dtype=torch.int32)
-    arguments = (*inputs, torch.randn(1, 1, 8, 5), documents, None, 0, 1, 0.0)
+    arguments = (*inputs, torch.randn(1, 1, 8, 5), documents, None, 0, 1, 0.0, True)
     torch.library.opcheck(torch.ops.leanformers.fast_weight_chunks, arguments, test_utils=tests)
     steps = torch.tensor([0, 3, 10])
-    arguments = (*inputs[:3], None, None, None, steps, 16, 0, None)
+    arguments = (*inputs[:3], None, None, None, steps, 16, 0, None, False)
     torch.library.opcheck(torch.ops.leanformers.fast_weight_chunks, arguments, test_utils=tests)
 
 
@@ -213,6 +216,7 @@ def test_what_the_kernel_cannot_take_is_named(changes, message):
 
 COMPILED = [
     *((dtype, 64, 64, 0) for dtype in ("bfloat16", "float32")),
+    ("float32", 32, 32, 0),
     ("bfloat16", 128, 128, 0),
     *((dtype, 64, 64, 2) for dtype in ("bfloat16", "float32")),
 ]

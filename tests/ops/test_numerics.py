@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from numerics import assert_close, assert_low_precision_close
+from numerics import assert_at_most_twice, assert_close, assert_low_precision_close
 
 
 def test_equal_tensors_are_close():
@@ -44,3 +44,28 @@ def test_unwritten_memory_is_poisoned_here():
     for tensor in (torch.empty(4), torch.empty_like(torch.ones(4)), torch.ones(1).new_empty(4)):
         assert tensor.isnan().all()
     assert torch.empty(4, dtype=torch.long).dtype == torch.long
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_twice_the_usual_error_is_the_bound(dtype):
+    exact = torch.randn(4000, dtype=torch.float64)
+    usual = exact.to(dtype)
+    error = usual.double() - exact
+    assert_at_most_twice("values", (exact + 1.5 * error).to(torch.float32), usual.float(), exact)
+    with pytest.raises(AssertionError, match="values: root_mean_square of the error"):
+        assert_at_most_twice("values", usual + 8 * torch.finfo(dtype).eps, usual, exact)
+    one_off = usual.clone()
+    one_off[7] += 16 * torch.finfo(dtype).eps
+    with pytest.raises(AssertionError, match="values: worst of the error"):
+        assert_at_most_twice("values", one_off, usual, exact)
+    with pytest.raises(AssertionError, match="values: torch.float64"):
+        assert_at_most_twice("values", exact, usual, exact)
+
+
+def test_nothing_may_be_left_of_what_cancels():
+    exact, usual = torch.zeros(5, dtype=torch.float64), torch.zeros(5)
+    assert_at_most_twice("values", usual + 1e-6, usual, exact, cancelling=40.0)
+    with pytest.raises(AssertionError):
+        assert_at_most_twice("values", usual + 1e-6, usual, exact)
+    with pytest.raises(AssertionError):
+        assert_at_most_twice("values", usual * float("nan"), usual, exact)

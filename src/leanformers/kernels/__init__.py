@@ -76,9 +76,9 @@ def _missing(is_cuda: bool) -> str | None:
 def _mend_interpreter() -> None:
     """
     What Triton's interpreter does not do: take bounds of loops from arrays of one number, which NumPy 2.4 refuses;
-    round to the nearest bfloat16, as GPUs do, instead of cutting off; call the functions of our kernels without
-    patching all of the language again, which takes a third of the time; and keep masks boolean, on which 3.9 insists,
-    where a part of them is a single number.
+    round to the nearest bfloat16, as GPUs do, instead of cutting off, and multiply matrices of it; call the functions
+    of our kernels without patching all of the language again, which takes a third of the time; and keep masks boolean,
+    on which 3.9 insists, where a part of them is a single number.
     """
     import numpy
     from triton import language
@@ -99,6 +99,15 @@ def _mend_interpreter() -> None:
         nearest = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # to the even one of two
         return numpy.where(numpy.isnan(values), bits >> 16 | 0x40, nearest).astype(numpy.uint16).reshape(values.shape)
 
+    def in_float32(handle):
+        if handle.dtype.scalar != language.bfloat16:
+            return handle
+        numbers = (handle.data.astype(numpy.uint32) << 16).view(numpy.float32)
+        return interpreter.TensorHandle(numbers, language.float32)
+
+    def multiplied(builder, left, right, *others):
+        return multiply(builder, in_float32(left), in_float32(right), *others)
+
     def called(function, *args, **kwargs):
         is_ours = function.fn.__module__.startswith(f"{__name__}.")
         return function.rewrite()(*args, **kwargs) if is_ours else call(function, *args, **kwargs)
@@ -111,6 +120,7 @@ def _mend_interpreter() -> None:
         return accessed
 
     builder = interpreter.InterpreterBuilder
+    multiply, builder.create_dot = builder.create_dot, multiplied
     for name, place in (("create_masked_load", 1), ("create_masked_store", 2)):
         setattr(builder, name, with_boolean_mask(getattr(builder, name), place))
     interpreter._patch_lang_tensor, interpreter._convert_float = patched, rounded

@@ -5,8 +5,10 @@ The delta rule and the sum rule of fast weight memories as Triton kernels (maths
 They take float32 and half precision, keys of any width, and DPFP unmapped: its features, `2 * nu` times as wide as
 what they are made of, are computed where they are multiplied and never stored. Between forward and backward nothing
 is kept but the inputs; the backward pass holds two memories per chunk and head while it runs. Products are in TF32 for
-bfloat16 values, whose own rounding is coarser, and as exact as float32 ("tf32x3") for the others; memory, sums and the
-triangular solve are float32 always.
+bfloat16 values, whose own rounding is coarser, and as exact as float32 for the others: "tf32x3", which loses a bit of
+half of the numbers, or "ieee" for narrow keys, whose short sums do not lose more anyhow. Memory, sums and the
+triangular solve are float32 always; where the memory is wanted, products that end there are as exact, and where the
+gradient of the initial one is, all of the backward pass.
 
 Shapes as in `leanformers.modeling.fast_weight.delta_rule`.
 """
@@ -19,9 +21,10 @@ from torch import Tensor
 
 from .fast_weight_chunks import gradients_kernel, normalization_kernel, prepare_kernel, reverse_kernel, scan_kernel
 
-# Widest keys whose memory stays in registers with products in TF32. The three that "tf32x3" makes of one leave no room
-# for more than one tile of 32: the blocks below are what compiles without spilling.
-RESIDENT_WIDTH = 128
+# Widest keys whose memory stays in registers, by how products that end there are computed, and the lines of a tile
+# where keys are wider: what compiles without spilling.
+RESIDENT_WIDTH = {"tf32": 128, "split": 64, "tf32x3": 32, "ieee": 32}
+TILE = {"tf32": 64, "split": 32, "tf32x3": 32}
 
 
 def chunk_delta_rule(
@@ -83,7 +86,7 @@ def _run(
         documents = starts.cumsum(dim=-1, dtype=torch.int32)
     output, state = torch.ops.leanformers.fast_weight_chunks(
         *(query, key, value, beta, None if initial_state is None else initial_state.float()),
-        *(documents, cu_seqlens, chunk_size or 0, dpfp_nu, eps),
+        *(documents, cu_seqlens, chunk_size or 0, dpfp_nu, eps, output_final_state),
     )
     return output, state if output_final_state else None
 
@@ -112,26 +115,26 @@ class Layout(NamedTuple):
     first_chunks: Tensor | None
     key_dim: int
     chunk: int
-    block_k: int
     block_v: int
-    warps: int
     constants: dict[str, Any]
 
-    def blocks(self, tile: int) -> dict[str, Any]:
+    def blocks(self, memory: str | None = None, tile: int = 64) -> dict[str, Any]:
         """Of a kernel that goes from chunk to chunk, and where keys are wide in tiles of at most so many lines."""
-        is_resident = self.block_k >= self.key_dim
-        block_k = self.block_k if is_resident else min(self.block_k, tile)
-        return {"RESIDENT": is_resident, "BK": block_k, "BV": self.block_v, "num_warps": self.warps}
+        memory = memory or self.constants["PRECISION"]
+        is_resident = self.key_dim <= RESIDENT_WIDTH[memory]
+        block_k = _block(self.key_dim) if is_resident else min(TILE[memory], tile)
+        warps = 8 if block_k > 64 else 4
+        return {"RESIDENT": is_resident, "BK": block_k, "BV": self.block_v, "num_warps": warps}
 
 
 def _contiguous(*arguments) -> Inputs:
     return Inputs(*(item.contiguous() if isinstance(item, Tensor) else item for item in arguments))
 
 
-def _layout(inputs: Inputs) -> Layout:
+def _layout(inputs: Inputs, is_exact: bool = False) -> Layout:
     (batch, length, _, width), value_dim = inputs.query.shape, inputs.value.shape[-1]
     key_dim = 2 * inputs.nu * width if inputs.nu else width
-    is_exact = inputs.value.dtype != torch.bfloat16
+    is_exact = is_exact or inputs.value.dtype != torch.bfloat16
     chunk = inputs.chunk_size or min(32 if is_exact else 64, _block(length))
     num_rows, num_chunks, chunk_rows, first_chunks = batch, batch * triton.cdiv(length, chunk), None, None
     if inputs.cu_seqlens is not None:
@@ -141,8 +144,6 @@ def _layout(inputs: Inputs) -> Layout:
         first_chunks = torch.nn.functional.pad(ends, (1, 0))
         numbers = torch.arange(num_chunks, dtype=torch.int32, device=ends.device)
         chunk_rows = torch.searchsorted(ends, numbers, right=True, out_int32=True).clamp_(max=num_rows - 1)
-    widest, tile = (32, 32) if is_exact else (RESIDENT_WIDTH, 64)
-    block_k = _block(key_dim) if key_dim <= widest else tile
     block_v = min(32, _block(value_dim))
     constants = {
         "KEY_DIM": key_dim,
@@ -153,11 +154,20 @@ def _layout(inputs: Inputs) -> Layout:
         "PACKED": inputs.documents is not None,
         "VARLEN": inputs.cu_seqlens is not None,
         "C": chunk,
-        "PRECISION": "tf32x3" if is_exact else "tf32",
+        "PRECISION": ("ieee" if key_dim <= RESIDENT_WIDTH["ieee"] else "tf32x3") if is_exact else "tf32",
         "num_stages": 1,
     }
-    warps = 8 if block_k > 64 else 4
-    return Layout(num_rows, num_chunks, chunk_rows, first_chunks, key_dim, chunk, block_k, block_v, warps, constants)
+    return Layout(num_rows, num_chunks, chunk_rows, first_chunks, key_dim, chunk, block_v, constants)
+
+
+def _precision_of_memory(inputs: Inputs, layout: Layout, is_wanted: bool) -> str:
+    """How products that end in the memory are computed, see `fast_weight_chunks.py`."""
+    precision = layout.constants["PRECISION"]
+    if not is_wanted or precision != "tf32":
+        return precision
+    if inputs.nu or inputs.key.dtype != torch.bfloat16:
+        return "tf32x3"
+    return "tf32" if inputs.beta is None else "split"
 
 
 def _block(width: int) -> int:
@@ -180,7 +190,7 @@ class Squares(NamedTuple):
     key_scale: Tensor | None
 
 
-def _prepare(inputs: Inputs, layout: Layout, backward: bool) -> Squares:
+def _prepare(inputs: Inputs, layout: Layout, memory: str, backward: bool) -> Squares:
     length, heads = inputs.query.shape[1:3]
 
     def square(is_there: bool) -> Tensor | None:
@@ -199,6 +209,7 @@ def _prepare(inputs: Inputs, layout: Layout, backward: bool) -> Squares:
         *(inputs.query, inputs.key, inputs.beta, inputs.documents, inputs.cu_seqlens),
         *(layout.chunk_rows, layout.first_chunks, *squares, length, heads, inputs.eps or 0.0),
         **layout.constants,
+        MEMORY=memory,
         BACKWARD=backward,
         BK=min(32, _block(layout.key_dim)),
         num_warps=8,
@@ -206,7 +217,7 @@ def _prepare(inputs: Inputs, layout: Layout, backward: bool) -> Squares:
     return squares
 
 
-def _scan(inputs: Inputs, layout: Layout, squares: Squares, output, corrected, memories) -> None:
+def _scan(inputs: Inputs, layout: Layout, squares: Squares, memory: str, output, corrected, memories) -> None:
     length, heads = inputs.query.shape[1:3]
     value_dim = inputs.value.shape[-1]
     launch(
@@ -216,7 +227,8 @@ def _scan(inputs: Inputs, layout: Layout, squares: Squares, output, corrected, m
         *(layout.first_chunks, squares.inverse, squares.within, squares.query_scale, squares.key_scale),
         *(inputs.initial, output, corrected, memories, length, heads),
         **layout.constants,
-        **layout.blocks(tile=64),
+        **layout.blocks(memory),
+        MEMORY=memory,
         VALUE_DIM=value_dim,
         CARRIED=inputs.initial is not None,
         KEEP=output is None,
@@ -277,18 +289,20 @@ def _forward(
     chunk_size: int,
     nu: int,
     eps: float | None,
+    output_final_state: bool,
 ) -> tuple[Tensor, Tensor]:
     inputs = _contiguous(query, key, value, beta, initial, documents, cu_seqlens, chunk_size, nu, eps)
     with torch.cuda.device_of(value):
         layout = _layout(inputs)
+        memory = _precision_of_memory(inputs, layout, output_final_state)
         output = torch.empty_like(inputs.value)
         final = _new_memories(inputs, layout, layout.num_rows)
-        _scan(inputs, layout, _prepare(inputs, layout, backward=False), output, None, final)
+        _scan(inputs, layout, _prepare(inputs, layout, memory, backward=False), memory, output, None, final)
     return output, final
 
 
 @_forward.register_fake
-def _(query, key, value, beta, initial, documents, cu_seqlens, chunk_size, nu, eps):
+def _(query, key, value, beta, initial, documents, cu_seqlens, chunk_size, nu, eps, output_final_state):
     num_rows = query.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     key_dim = query.shape[3] * (2 * nu if nu else 1)
     final = value.new_empty(num_rows, query.shape[2], key_dim, value.shape[3], dtype=torch.float32)
@@ -309,18 +323,23 @@ def _backward(
     chunk_size: int,
     nu: int,
     eps: float | None,
+    is_initial_wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value, beta (empty without one) and the initial memory, be there one or not."""
+    """
+    Gradients of query, key, value, beta (empty without one) and the initial memory, be there one or not; where that is
+    wanted, all are as exact as float32 before they are rounded.
+    """
     inputs = _contiguous(query, key, value, beta, initial, documents, cu_seqlens, chunk_size, nu, eps)
     d_output, d_final = d_output.contiguous(), d_final.contiguous()
     with torch.cuda.device_of(value):
-        layout = _layout(inputs)
-        squares = _prepare(inputs, layout, backward=True)
+        layout = _layout(inputs, is_exact=is_initial_wanted)
+        precision = layout.constants["PRECISION"]
+        squares = _prepare(inputs, layout, precision, backward=True)
         corrected = inputs.value
         if inputs.beta is not None:
             corrected = torch.empty_like(inputs.value, dtype=torch.float32)
         memories, d_memories = (_new_memories(inputs, layout, layout.num_chunks) for _ in range(2))
-        _scan(inputs, layout, squares, None, corrected, memories)
+        _scan(inputs, layout, squares, precision, None, corrected, memories)
         d_value, d_initial = torch.empty_like(inputs.value, dtype=torch.float32), torch.empty_like(d_final)
         _reverse(inputs, layout, squares, d_output, d_final, d_value, d_memories, d_initial)
 
@@ -340,7 +359,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(d_output, d_final, query, key, value, beta, initial, documents, cu_seqlens, chunk_size, nu, eps):
+def _(d_output, d_final, query, key, value, beta, *options):
     d_beta = value.new_empty(0) if beta is None else beta.new_empty(beta.shape)
     found = (tensor.new_empty(tensor.shape) for tensor in (query, key, value))
     return *found, d_beta, d_final.new_empty(d_final.shape)
@@ -352,17 +371,18 @@ def _new_memories(inputs: Inputs, layout: Layout, number: int) -> Tensor:
 
 
 def _setup(ctx, inputs, output) -> None:
-    *tensors, ctx.chunk_size, ctx.nu, ctx.eps = inputs
+    *tensors, ctx.chunk_size, ctx.nu, ctx.eps, _ = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backpropagate(ctx, d_output, d_final):
     query, key, value, beta, initial, *layout = ctx.saved_tensors
     *found, d_beta, d_initial = torch.ops.leanformers.fast_weight_chunks_backward(
-        d_output, d_final, query, key, value, beta, initial, *layout, ctx.chunk_size, ctx.nu, ctx.eps
+        *(d_output, d_final, query, key, value, beta, initial, *layout),
+        *(ctx.chunk_size, ctx.nu, ctx.eps, initial is not None and ctx.needs_input_grad[4]),
     )
     d_beta, d_initial = None if beta is None else d_beta, None if initial is None else d_initial
-    return *found, d_beta, d_initial, None, None, None, None, None
+    return *found, d_beta, d_initial, None, None, None, None, None, None
 
 
 _forward.register_autograd(_backpropagate, setup_context=_setup)

@@ -24,6 +24,14 @@ product of x with the gradient that lacks the normalisation's.
 
 Where documents begin (numbers that rise along a row), what crosses a border is masked: pairs of L and M, rows of K S
 and Q S whose document is not that of the token before the chunk, rows of K^T D whose document is not the chunk's last.
+
+Products are computed in PRECISION, but those that end in the memory, which is float32 whatever the inputs are, as
+MEMORY says. Of bfloat16, where PRECISION is "tf32", that is one of
+
+    split       delta rule of keys as they come: three products in bfloat16, each at half the cost, of the keys with
+                three parts of S or D of 8 bits each
+    tf32x3      features of DPFP, which have more bits: three products in TF32 of two parts of both factors
+    tf32        nobody wants the memory; or TF32 holds both factors, as in the sum rule of keys as they come
 """
 
 import triton
@@ -89,6 +97,22 @@ def features(
 
 
 @triton.jit
+def multiply_into_memory(left, right, sums, MEMORY: tl.constexpr):
+    """`sums + left right`, as exact as in float32; for "split", `left` is of bfloat16 numbers."""
+    if MEMORY == "split":
+        left = left.to(tl.bfloat16)
+        part = right.to(tl.bfloat16)
+        sums = tl.dot(left, part, sums)
+        right -= part.to(tl.float32)
+        part = right.to(tl.bfloat16)
+        sums = tl.dot(left, part, sums)
+        sums = tl.dot(left, (right - part.to(tl.float32)).to(tl.bfloat16), sums)
+    else:
+        sums = tl.dot(left, right, sums, input_precision=MEMORY)
+    return sums
+
+
+@triton.jit
 def borders(documents, tokens, is_token, begin, start, end, PACKED: tl.constexpr, C: tl.constexpr):
     """
     Whose document is that of the last token before the chunk, and whose that of the chunk's own last, `[C]`; and
@@ -139,7 +163,7 @@ def prepare_kernel(
     inverse, transposed, within, query_scale, key_scale, length, heads, eps,
     KEY_DIM: tl.constexpr, WIDTH: tl.constexpr, NU: tl.constexpr, NORMALIZED: tl.constexpr, DELTA: tl.constexpr,
     BACKWARD: tl.constexpr, PACKED: tl.constexpr, VARLEN: tl.constexpr,
-    C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, MEMORY: tl.constexpr,
 ):  # fmt: skip
     """Y, M and, for the backward pass, Z of one chunk and head; and 1 / sums of the features of its tokens."""
     chunk, head = tl.program_id(0), tl.program_id(1)
@@ -151,6 +175,7 @@ def prepare_kernel(
     is_token = tokens < end
     places = tokens * heads + head
 
+    AMONG_KEYS: tl.constexpr = PRECISION if MEMORY == "split" else MEMORY
     among_keys = tl.zeros((C, C), dtype=tl.float32)
     of_query = tl.zeros((C, C), dtype=tl.float32)
     query_sum = tl.zeros((C,), dtype=tl.float32)
@@ -161,7 +186,7 @@ def prepare_kernel(
         k = features(key, key_scale, places, is_token, columns, KEY_DIM, WIDTH, NU, False)
         of_query = tl.dot(q, tl.trans(k), of_query, input_precision=PRECISION)
         if DELTA:
-            among_keys = tl.dot(k, tl.trans(k), among_keys, input_precision=PRECISION)
+            among_keys = tl.dot(k, tl.trans(k), among_keys, input_precision=AMONG_KEYS)
         if NORMALIZED:
             query_sum += tl.sum(q, axis=1)
             key_sum += tl.sum(k, axis=1)
@@ -197,6 +222,7 @@ def scan_kernel(
     KEY_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, NU: tl.constexpr, NORMALIZED: tl.constexpr,
     DELTA: tl.constexpr, CARRIED: tl.constexpr, KEEP: tl.constexpr, PACKED: tl.constexpr, VARLEN: tl.constexpr,
     RESIDENT: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
+    MEMORY: tl.constexpr,
 ):  # fmt: skip
     """
     The memory's columns of one block along one row. RESIDENT has it in registers, else each chunk reads and writes it
@@ -248,17 +274,17 @@ def scan_kernel(
         if DELTA:
             read = tl.zeros((C, BV), dtype=tl.float32)
             if RESIDENT:
-                read = tl.dot(k, state, input_precision=PRECISION)
+                read = multiply_into_memory(k, state, read, MEMORY)
             else:
                 for first in range(0, KEY_DIM, BK):
                     is_cell = (first + lines < KEY_DIM)[:, None] & is_column[None, :]
                     state = tl.load(slot + n * step + first * VALUE_DIM + cells, mask=is_cell, other=0.0)
                     k = features(key, key_scale, places, is_token, first + lines, KEY_DIM, WIDTH, NU, NORMALIZED)
-                    read = tl.dot(k, state, read, input_precision=PRECISION)
+                    read = multiply_into_memory(k, state, read, MEMORY)
             if PACKED:
                 read = read * carried[:, None]
             y = tl.load(inverse + square)
-            written = tl.dot(y, written - read, input_precision=PRECISION)
+            written = tl.dot(y, written - read, input_precision="tf32x3" if MEMORY == "split" else MEMORY)
             if KEEP:
                 tl.store(corrected + entries, written, mask=is_entry)
             written = written * tl.load(beta + places, mask=is_token, other=0.0).to(tl.float32)[:, None]
@@ -271,7 +297,7 @@ def scan_kernel(
                 answer = tl.dot(q, state, input_precision=PRECISION)
             if PACKED:
                 state = state * goes_on
-            state = tl.dot(tl.trans(k), leaves, state, input_precision=PRECISION)
+            state = multiply_into_memory(tl.trans(k), leaves, state, MEMORY)
         else:
             for first in range(0, KEY_DIM, BK):
                 is_cell = (first + lines < KEY_DIM)[:, None] & is_column[None, :]
@@ -283,7 +309,7 @@ def scan_kernel(
                 if PACKED:
                     state = state * goes_on
                 k = features(key, key_scale, places, is_token, first + lines, KEY_DIM, WIDTH, NU, NORMALIZED)
-                state = tl.dot(tl.trans(k), leaves, state, input_precision=PRECISION)
+                state = multiply_into_memory(tl.trans(k), leaves, state, MEMORY)
                 if KEEP:
                     is_cell = is_cell & (n + 1 < num_chunks)
                 tl.store(place + step, state, mask=is_cell)
