@@ -10,6 +10,7 @@ from training.runs import GROUPS, LANGUAGE_MODEL_GROUPS, run_here, write_program
 
 from leanformers.arguments import LeanArgumentParser
 from leanformers.evaluation.loading import load_generator
+from leanformers.evaluation.samples import take_samples
 from leanformers.evaluation.translation import translate
 from leanformers.hub.release import RELEASES, train
 
@@ -49,13 +50,32 @@ def test_large_folders_are_refused(tmp_path, monkeypatch):
 )
 def test_language_model(family, tmp_path, monkeypatch):
     files = write_programs(tmp_path)
-    files["test"] = files["train"]  # the test's own is too short to be continued
-    flags = ["--train_files", files["train"], "--validation_files", files["validation"], "--test_files", files["test"]]
+    private = tmp_path / "private.py"
+    private.write_text("# by somebody@example.org\n" + "x = 1\n" * 100)
+    # The test's own is too short to be continued.
+    tests = [files["test"], str(private), files["train"]]
+    flags = ["--train_files", files["train"], "--validation_files", files["validation"], "--test_files", *tests]
     flags += ["--config_overrides=hidden_size=64,intermediate_size=64,num_hidden_layers=1,num_attention_heads=1"]
     flags += ["--tokenizer_vocab_size=300", "--block_size=64", "--context_window=0"]
-    card = (make(monkeypatch, family, tmp_path, *SHORT, *flags) / "README.md").read_text()
-    [given, continued] = re.findall(r"```text\n(.*?)\n```", card, re.DOTALL)
+    folder = make(monkeypatch, family, tmp_path / "out", *SHORT, *flags)
+    [given, continued] = re.findall(r"```text\n(.*?)\n```", (folder / "README.md").read_text(), re.DOTALL)
     assert given.startswith("def add_0(x):\n    return x") and continued
+
+    run = tmp_path / "out/runs" / family
+    settings = yaml.safe_load((run / "arguments.yaml").read_text())
+
+    def samples_of(text):
+        private.write_text(text)
+        (run / "arguments.yaml").write_text(yaml.safe_dump(settings | {"test_files": [str(private)]}))
+        return take_samples(run)["samples"]
+
+    [sample] = samples_of("one line " * 50)
+    assert sample["input"] == ("one line " * 50)[: len(sample["input"])] and sample["input"].endswith("one")
+    with pytest.raises(ValueError, match="No text of test has more than 240 characters"):
+        samples_of("short")
+    (run / "arguments.yaml").write_text(yaml.safe_dump(settings | {"test_files": None}))
+    with pytest.raises(ValueError, match="There is no test set to take samples from; the data has train, validation"):
+        take_samples(run)
 
 
 def test_training_goes_on_and_ends(root, tmp_path):

@@ -2,6 +2,8 @@
 """What a finished run writes, for its card: the first texts of its test set, not chosen ones."""
 
 import json
+import re
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -28,6 +30,7 @@ from .translation import translate
 
 NUM_SAMPLES = 4
 PROMPT_LENGTH = 240  # characters
+ADDRESS = re.compile(r"\S@\S+\.\S")
 SAMPLING: dict[str, Any] = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "max_new_tokens": 80}
 SEED = 0
 
@@ -77,15 +80,18 @@ def _continuations(run: Path, model: PreTrainedModel, tokenizers: TranslationTok
     parser = LeanArgumentParser([ModelArguments, LanguageModelingDataArguments, LanguageModelTrainingArguments])
     _, data, _ = parser.parse([str(run / ARGUMENTS_FILE)])
     name, texts = _first_test_set(load_texts(data))
-    long_enough = (text for text in texts["text"] if len(text) > PROMPT_LENGTH)
-    prompts = [_beginning(text) for text, _ in zip(long_enough, range(NUM_SAMPLES), strict=False)]
+    beginnings = (_beginning(text) for text in texts["text"] if len(text) > PROMPT_LENGTH)
+    prompts = list(islice((text for text in beginnings if not ADDRESS.search(text)), NUM_SAMPLES))
     if not prompts:
-        raise ValueError(f"No text of {name} has more than {PROMPT_LENGTH} characters, so none can be continued.")
+        raise ValueError(
+            f"No text of {name} has more than {PROMPT_LENGTH} characters and no address, so none can be continued."
+        )
     set_seed(SEED)
     outputs = continue_prompts(model, tokenizers.target, prompts, progress=True, **SAMPLING)
     return {
         "how": (
-            f"what follows the beginnings of the first {len(prompts)} documents of the split {name}, drawn with "
+            f"what follows the beginnings of the first {len(prompts)} documents of the split {name} (those with "
+            "somebody's e-mail address left out), drawn with "
             f"temperature {SAMPLING['temperature']}, top_p {SAMPLING['top_p']} and seed {SEED}, "
             f"{SAMPLING['max_new_tokens']} tokens"
         ),
