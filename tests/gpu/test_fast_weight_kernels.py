@@ -34,6 +34,8 @@ def no_tf32_in_torch(monkeypatch):
         {"length": 500, "width": 300, "value_dim": 100, "share_of_starts": 0.01},
         {"length": 500, "width": 64, "value_dim": 64, "nu": 2, "eps": 0.0, "heads": 2},
         {"length": 300, "width": 33, "value_dim": 17, "nu": 3, "eps": 1e-3, "share_of_starts": 0.05, "batch": 2},
+        {"length": 1000, "width": 64, "value_dim": 64, "heads": 4, "wants_state": False},
+        {"length": 500, "width": 64, "value_dim": 64, "nu": 2, "eps": 0.0, "heads": 2, "wants_state": False},
         {"steps": [0, 1, 1, 300, 700], "width": 64, "value_dim": 64, "heads": 2},
         {"steps": [0, 64, 65, 200], "width": 200, "value_dim": 20},
     ],
