@@ -280,6 +280,8 @@ def _in_chunks(query, key, value, beta, state, document_ids, chunk_size):
         return _one_step(query, key, value, beta, state) if length else (value, state)
     if is_exporting():
         return _scan(query, key, value, beta, state, document_ids)
+    if batch == 0:
+        return value, state
     if isinstance(length, torch.SymInt):  # compiled for any length, whose chunks cannot be counted: a single one
         size = at_once = length
     else:

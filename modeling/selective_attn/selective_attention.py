@@ -225,6 +225,8 @@ def attends_as_kernel(query: Tensor, value: Tensor, backend: str | None) -> bool
         obstacle = f"heads of {width} in {query.dtype} are wider than {widest}"
     elif not query.numel():
         obstacle = "there are no queries"
+    elif query.shape[0] > 65535:
+        obstacle = f"a batch of {query.shape[0]} rows has more than the 65535 that a launch takes"
     return use_kernel("selective_attention", query, backend, obstacle)
 
 

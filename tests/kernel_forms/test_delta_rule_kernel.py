@@ -238,5 +238,5 @@ def test_every_kernel_compiles_for_gpus_and_fits(arch, tmp_path):
         "step_kernel",
     }
     for row in found:
-        assert row["shared"] <= {80: 163, 90: 227}[arch] * 1024, row
+        assert row["shared"] <= {80: 99, 90: 227}[arch] * 1024, row  # sm_86 and 89 have no more, and the code of 80
         assert row["spilled"] <= 128, row

@@ -250,13 +250,14 @@ def test_what_the_kernels_cannot_take_is_told(monkeypatch):
         (build(length=5, head_dim=130, dtype=torch.float32), "heads of 130 in torch.float32 are wider than 128"),
         (build(length=5, value_dim=260, dtype=torch.bfloat16), "heads of 260 in torch.bfloat16 are wider than 256"),
         (build(length=0, past=3, dtype=torch.float32), "there are no queries"),
+        (build(batch=65536, length=1, heads=1, shared=1, head_dim=1, dtype=torch.float32), "a batch of 65536 rows"),
     ):
         with pytest.raises(ValueError, match=message):
             selective_attention(*inputs, backend="triton")
     with pytest.raises(ValueError, match="backend must be one of auto, triton, torch, got 'cuda'"):
         selective_attention(*build(length=5), backend="cuda")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(ValueError, match="tensors are on the CPU and TRITON_INTERPRET is not 1"):
+    with pytest.raises(ValueError, match="tensors are on the device 'cpu' and TRITON_INTERPRET is not 1"):
         selective_attention(*build(length=5, dtype=torch.float32), backend="triton")
 
 

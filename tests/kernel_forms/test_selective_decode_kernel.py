@@ -358,7 +358,7 @@ def test_kernels_fit_the_registers_and_shared_memory_of_gpus():
     script = Path(__file__).with_name("selective_decode_resources.py")
     run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
     for name, found in json.loads(run.stdout).items():
-        for architecture, limit in (("sm_80", 163), ("sm_90", 227)):
+        for architecture, limit in (("sm_80", 99), ("sm_90", 227)):  # sm_86 and 89 have no more, and the same code
             used = found[architecture]
             assert used["shared bytes"] <= limit * 1024, f"{name}: {used}"
             # What many keys are walked with does not fit; a little of it leaves little for the cache of a processor.

@@ -179,6 +179,12 @@ def test_length_zero_leaves_the_memory_as_it_is(rule, form):
 
 
 @rules
+def test_a_batch_of_no_rows(rule):
+    output, state = CHUNK[rule](*build(rule, batch=0), output_final_state=True)
+    assert output.shape == (0, 70, 3, 5) and state.shape == (0, 3, 7, 5)
+
+
+@rules
 @pytest.mark.parametrize("pieces", [(1, 99), (64, 36), (33, 1, 1, 65), (20, 0, 80)], ids=str)
 def test_a_sequence_in_pieces_is_the_whole(rule, pieces):
     def in_pieces(*inputs, initial_state, output_final_state):

@@ -2,7 +2,8 @@
 """
 GPU kernels in Triton, the third form of the operators in `modeling/`, with the same signatures.
 
-The operators take them on CUDA by themselves. An operator's argument `backend`, and for all of them the environment
+The operators take them by themselves on GPUs of NVIDIA from Ampere on (compute capability 8.0), with Triton 3.3 or
+later. An operator's argument `backend`, and for all of them the environment
 variable `LEANFORMERS_KERNELS`, say otherwise:
 
     auto     the kernel where it applies, else torch (the default)
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "triton", "torch")
 ENVIRONMENT_VARIABLE = "LEANFORMERS_KERNELS"
+OLDEST_TRITON = (3, 3)  # the compiler of 3.2 ends the process
+OLDEST_GPU = (8, 0)  # for older ones Triton has no compiler
 
 
 def chosen_backend(backend: str | None = None) -> str:
@@ -57,7 +60,7 @@ def use_kernel(name: str, tensor: Tensor, backend: str | None = None, obstacle: 
     wanted = chosen_backend(backend)
     if wanted == "torch" or (wanted == "auto" and not tensor.is_cuda):
         return False
-    obstacle = obstacle or _missing(tensor.is_cuda)
+    obstacle = obstacle or _missing(tensor.device)
     if obstacle is not None and wanted == "triton":
         raise ValueError(f"{name} has no kernel for this: {obstacle}.")
     if not torch.compiler.is_compiling():  # which traces no logging
@@ -65,11 +68,34 @@ def use_kernel(name: str, tensor: Tensor, backend: str | None = None, obstacle: 
     return obstacle is None
 
 
-def _missing(is_cuda: bool) -> str | None:
+def _missing(device: torch.device) -> str | None:
     if find_spec("triton") is None:
         return "triton is not installed"
-    if not is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        return "tensors are on the CPU and TRITON_INTERPRET is not 1"
+    if device.type == "cuda":
+        return _unfit(device)
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return f"tensors are on the device {device.type!r} and TRITON_INTERPRET is not 1"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _unfit(device: torch.device) -> str | None:
+    """What keeps a GPU from running kernels. Trying would end in an error of Triton's compiler, or end the process."""
+    return _unfit_once(device)
+
+
+@cache
+def _unfit_once(device: torch.device) -> str | None:
+    if torch.version.hip is not None:
+        return "they are for GPUs of NVIDIA"
+    import triton
+
+    if tuple(int(number) for number in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
+        return f"triton {triton.__version__} is older than {'.'.join(map(str, OLDEST_TRITON))}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_GPU:
+        names = (".".join(map(str, numbers)) for numbers in (capability, OLDEST_GPU))
+        return "the GPU has compute capability {}, and they need {}".format(*names)
     return None
 
 

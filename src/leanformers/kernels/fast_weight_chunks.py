@@ -157,7 +157,7 @@ def inverse_of_unit_lower(n, C: tl.constexpr):
     return tl.reshape(placed, (C, C))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def prepare_kernel(
     query, key, beta, documents, cu_seqlens, chunk_rows, first_chunks,
     inverse, transposed, within, query_scale, key_scale, length, heads, eps,
@@ -215,7 +215,7 @@ def prepare_kernel(
             tl.store(transposed + square, z)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def scan_kernel(
     query, key, value, beta, documents, cu_seqlens, first_chunks,
     inverse, within, query_scale, key_scale, initial, output, corrected, memories, length, heads,
@@ -235,7 +235,7 @@ def scan_kernel(
     is_column = columns < VALUE_DIM
     lines = tl.arange(0, BK)
     of_row = (row.to(tl.int64) * heads + head) * KEY_DIM * VALUE_DIM
-    step = heads * KEY_DIM * VALUE_DIM if KEEP else 0
+    step = tl.cast(heads, tl.int64) * KEY_DIM * VALUE_DIM if KEEP else 0
     slot = memories + (((first_chunk.to(tl.int64)) * heads + head) * KEY_DIM * VALUE_DIM if KEEP else of_row)
     cells = lines[:, None] * VALUE_DIM + columns[None, :]
 
@@ -323,7 +323,7 @@ def scan_kernel(
         tl.store(slot + cells, state, mask=(lines < KEY_DIM)[:, None] & is_column[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def reverse_kernel(
     query, key, beta, documents, cu_seqlens, first_chunks,
     transposed, within, query_scale, key_scale, d_output, d_final, d_value, d_memories, d_initial, length, heads,
@@ -342,7 +342,7 @@ def reverse_kernel(
     is_column = columns < VALUE_DIM
     lines = tl.arange(0, BK)
     of_row = (row.to(tl.int64) * heads + head) * KEY_DIM * VALUE_DIM
-    step = heads * KEY_DIM * VALUE_DIM
+    step = tl.cast(heads, tl.int64) * KEY_DIM * VALUE_DIM
     slot = d_memories + (first_chunk.to(tl.int64) * heads + head) * KEY_DIM * VALUE_DIM
     cells = lines[:, None] * VALUE_DIM + columns[None, :]
 
@@ -460,7 +460,7 @@ def feature_gradients(
     return d_query, d_key
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def gradients_kernel(
     query, key, beta, documents, cu_seqlens, chunk_rows, first_chunks, query_scale, key_scale,
     d_output, corrected, d_value, memories, d_memories, d_query_out, d_key_out, d_value_out, d_beta_out, length, heads,
@@ -548,7 +548,7 @@ def gradients_kernel(
     tl.store(d_key_out + entries, d_key.to(d_key_out.dtype.element_ty), mask=is_real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def normalization_kernel(
     x, scale, d_features, d_x, num_rows, WIDTH: tl.constexpr, NU: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr
 ):

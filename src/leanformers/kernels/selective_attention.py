@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
+from triton.runtime import driver
 
 from .selective_gradients import delta_kernel, key_gradient_kernel, query_gradient_kernel, selection_gradient_kernel
 from .selective_votes import (
@@ -69,7 +70,7 @@ def attend_to_tile(
     return new_maximum, total * fading + tl.sum(p, axis=1), output
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "past"])
 def attend_kernel(
     query,  # [batch, queries, heads, head_dim]
     key,  # [batch, keys, key_value_heads, head_dim]
@@ -215,7 +216,7 @@ KEY_GRADIENT = {
     (128, 2): Launch(64, 64, 8, 2),
     (256, 2): Launch(32, 32, 8, 2),
     (64, 4): Launch(32, 64, 8, 2),
-    (128, 4): Launch(16, 64, 8, 2),
+    (128, 4): Launch(16, 32, 8, 2),
 }
 
 
@@ -224,7 +225,8 @@ def has_much_shared_memory(device: torch.device) -> bool:
     """Whether tiles of more than one step fit into it, as on A100 and H100."""
     if device.type != "cuda":
         return True
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= 160 * 1024
+    # Of torch, only since 2.7.
+    return driver.active.utils.get_device_properties(device.index)["max_shared_mem"] >= 160 * 1024
 
 
 def block_of(block_size: int | None, dtype: torch.dtype) -> int:

@@ -351,7 +351,7 @@ def split(num_slots: int, num_programs: int, device: torch.device, num_splits: i
     return max(triton.cdiv(num_slots, size), 1), size
 
 
-@triton.jit(do_not_specialize=["num_slots", "split_size", "window"])
+@triton.jit(do_not_specialize=["num_slots", "split_size", "window", "positions_batch", "is_start_batch"])
 def attend_kernel(
     query,
     key,
@@ -407,7 +407,7 @@ def attend_kernel(
     HAS_CACHE: tl.constexpr = new_key is not None
     APPENDS: tl.constexpr = new_num_real is not None
     REPLACES: tl.constexpr = HAS_CACHE and not APPENDS
-    batch, shared, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    batch, shared, part = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
     rows, dims, out_dims = tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, OUT_DIM)
     is_dim, is_out_dim = dims < HEAD_DIM, out_dims < VALUE_DIM
     heads = shared * GROUP + rows
@@ -431,7 +431,7 @@ def attend_kernel(
             enters = tl.load(is_real + batch).to(tl.int1)
         positions += batch * positions_batch
         is_start += batch * is_start_batch
-        num_before = tl.load(num_real + batch) % ARRIVAL
+        num_before = tl.load(num_real + batch, volatile=True) % ARRIVAL  # others count their arrival meanwhile
         latest = num_before + enters.to(tl.int64) - 1
         writes = part == 0
         own_slot = num_slots

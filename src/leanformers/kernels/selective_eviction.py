@@ -82,7 +82,7 @@ def num_warps(block: int) -> int:
     return min(max(block // 256, 1), 32)
 
 
-@triton.jit(do_not_specialize=["num_rows", "end", "budget"])
+@triton.jit(do_not_specialize=["num_rows", "end", "budget", "held_batch", "start_batch", "real_batch"])
 def walk_kernel(
     selection,
     held,

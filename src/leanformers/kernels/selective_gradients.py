@@ -20,7 +20,7 @@ import triton.language as tl
 from .selective_votes import LOG2_E, load_rows, matrix_of, multiply, store_rows, tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def delta_kernel(
     output,  # [batch, queries, heads, value_dim]
     d_output,
@@ -50,7 +50,7 @@ def logits_gradient(q, k, v, d_o, f, normalizer, delta, place, rows, length, sca
     return p, p * (multiply(d_o, tl.trans(v), TYPE, PRECISION) - d[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "past"])
 def selection_gradient_kernel(
     query,
     key,
@@ -113,7 +113,7 @@ def selection_gradient_kernel(
     tl.store(sums + place + tl.arange(0, COLUMNS), tl.sum(d_f, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "past"])
 def query_gradient_kernel(
     query,
     key,
@@ -172,7 +172,7 @@ def query_gradient_kernel(
     store_rows(d_query, d_q * logit_scale, row, length, num_heads * HEAD_DIM, ROWS, HEAD_DIM, PADDED_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "past", "last_row"])
 def key_gradient_kernel(
     query,
     key,

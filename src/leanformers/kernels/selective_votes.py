@@ -70,7 +70,7 @@ def tile(matrix, batch, num_rows, num_columns, row, column, ROWS: tl.constexpr, 
     return matrix + start + tl.arange(0, ROWS)[:, None] * num_columns + tl.arange(0, COLUMNS)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "past", "window"])
 def votes_kernel(
     query,  # of the voting head, as are all keys: [batch, tokens, head_dim]
     key,
@@ -180,7 +180,11 @@ def padded(width: int) -> int:
 
 def arithmetic(dtype: torch.dtype) -> dict[str, Any]:
     """In what kernels multiply matrices: float32 as exactly as PyTorch is set to, by three products if need be."""
-    is_exact = torch.get_float32_matmul_precision() == "highest"
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # since torch 2.9; once it is used, what was there before raises
+        is_exact = matmul.fp32_precision != "tf32"
+    else:
+        is_exact = torch.get_float32_matmul_precision() == "highest"
     return {"TYPE": tl.float32 if IS_INTERPRETED else TYPES[dtype], "PRECISION": "tf32x3" if is_exact else "tf32"}
 
 
