@@ -58,9 +58,9 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True)
 def poison_unwritten_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In tests/ops and tests/kernel_forms, `torch.empty` and its kin hold NaN, so that an operator that reads what it
+    """In tests of operators and kernels, `torch.empty` and its kin hold NaN, so that an operator that reads what it
     never wrote fails."""
-    if not {"ops", "kernel_forms"} & set(request.path.relative_to(ROOT).parts):
+    if not {"ops", "kernel_forms", "gpu"} & set(request.path.relative_to(ROOT).parts):
         return
 
     def poisoned(create):

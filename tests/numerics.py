@@ -41,7 +41,13 @@ def assert_low_precision_close(
 
 
 def assert_at_most_twice(
-    name: str, actual: torch.Tensor, usual: torch.Tensor, exact: torch.Tensor, *, cancelling: float = 1.0
+    name: str,
+    actual: torch.Tensor,
+    usual: torch.Tensor,
+    exact: torch.Tensor,
+    *,
+    cancelling: float = 1.0,
+    times: float = 1.0,
 ) -> None:
     """
     Fail unless `actual` strays from `exact` at most twice as far as `usual`, torch's form in the same dtype, does: in
@@ -53,13 +59,14 @@ def assert_at_most_twice(
 
     Args:
         cancelling (`float`): how large the numbers are that leave nothing, where all of `exact` is 0.
+        times (`float`): factor of what is allowed besides in units of float32.
     """
     assert actual.dtype == usual.dtype and actual.shape == exact.shape, f"{name}: {actual.dtype}, {actual.shape}"
     exact = exact.detach().double()
     largest = exact.abs().max().item() or cancelling
     unit, of_dtype = (torch.finfo(dtype).eps * largest for dtype in (torch.float32, actual.dtype))
     errors, allowed = ((tensor.detach().double() - exact).flatten() for tensor in (actual, usual))
-    for norm, slack in ((root_mean_square, unit / 4), (worst, max(2 * unit, of_dtype / 2))):
+    for norm, slack in ((root_mean_square, times * unit / 4), (worst, max(times * unit * 2, of_dtype / 2))):
         error, bound = norm(errors).item(), 2 * norm(allowed).item() + slack
         # Written so that a NaN fails.
         if not error <= bound:

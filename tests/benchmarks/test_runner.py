@@ -331,6 +331,23 @@ def test_suite_ends_in_time_and_says_what_it_left_out(benchmarks, tmp_path, monk
     assert [entry["bench"] for entry in report["left_out"]] == [name for name, _, _ in registry.SUITES["gpu"]]
 
 
+def test_kernels_are_tested_in_half_of_the_time(benchmarks, monkeypatch):
+    run, _ = benchmarks
+    arguments = run.parse(["--suite", "gpu", "--device", "cuda", "--time-limit", "200"])
+
+    def finishes(command, *, stdout, timeout, **_):
+        assert command[-2] != "-n" or int(command[-1]) >= 1
+        stdout.write("3 passed\n")
+        if timeout <= 100:
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(run.subprocess, "run", finishes)
+    assert run.kernel_tests(arguments) == {"passed": None, "output": ["stopped after 100 s"]}
+    arguments.time_limit = 300
+    assert run.kernel_tests(arguments) == {"passed": True, "output": ["3 passed"]}
+
+
 @pytest.mark.slow
 def test_operators_come_with_their_errors(benchmarks, tmp_path):
     path = tmp_path / "report.json"

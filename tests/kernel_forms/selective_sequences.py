@@ -33,7 +33,8 @@ def check_sequence(
     found = results(selective_attention, inputs, before, backend="triton", block_size=block_size, **options)
     assert found.keys() == right.keys()
     for name, expected in right.items():
-        # A query that sees itself alone has no gradient: numbers as large as values times keys leave nothing.
+        # Where one key has all the weight, dO . v - D is nothing but rounding, of which torch has less, as it adds up
+        # both in one order. Votes carry it to all earlier queries. One that sees itself alone has no gradient at all.
         cancelling = (value.abs().max() * torch.maximum(query.abs().max(), key.abs().max())).item()
-        assert_at_most_twice(name, found[name], usual[name], expected, cancelling=cancelling)
+        assert_at_most_twice(name, found[name], usual[name], expected, cancelling=cancelling, times=2.0)
     return found
