@@ -57,7 +57,7 @@ FULL = {
     "repeats": 10,
     "warmup": 3,
 }
-
+SUITE_SIZES = FULL | {"longest": 32768}
 
 NOT_SIZES = ("repeats", "warmup")
 MOST_WORKERS = 8  # of the kernels' tests, each with a context on the GPU
@@ -82,11 +82,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: checks that the benchmark runs, no figures")
     for name, default in FULL.items():
         option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=int, help=f"default: {default}, with --quick {QUICK[name]}")
+        in_suite = f", in a suite {SUITE_SIZES[name]}" if SUITE_SIZES[name] != default else ""
+        parser.add_argument(option, type=int, help=f"default: {default}{in_suite}, with --quick {QUICK[name]}")
     parser.add_argument("--json", type=Path, help="file to write the results to")
     parser.add_argument("--base", metavar="REF", help="also run that commit, in a worktree, and print the ratio")
     arguments = parser.parse_args(argv)
-    for name, default in (QUICK if arguments.quick else FULL).items():
+    defaults = QUICK if arguments.quick else SUITE_SIZES if arguments.suite else FULL
+    for name, default in defaults.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, default)
         elif getattr(arguments, name) < 1:

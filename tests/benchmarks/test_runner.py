@@ -307,7 +307,9 @@ def test_base_runs_the_library_of_another_commit(benchmarks, root, tmp_path, cap
 
 def test_suite_names_what_there_is(benchmarks):
     run, registry = benchmarks
-    entries = run.entries(run.parse(["--suite", "gpu", "--device", "cuda"]))
+    arguments = run.parse(["--suite", "gpu", "--device", "cuda"])
+    assert arguments.longest == 32768 and run.parse(["--suite", "gpu", "--quick"]).longest == run.QUICK["longest"]
+    entries = run.entries(arguments)
     assert [entry.bench for entry in entries] == [name for name, _, _ in registry.SUITES["gpu"]]
     assert all(entry.preset.is_file() for entry in entries)
     quick = run.entries(run.parse(["--suite", "gpu", "--quick"]))
