@@ -105,6 +105,7 @@ def attend_kernel(
     first_key = 0
     if first_keys is not None:
         first_key = tl.load(first_keys + batch * tl.cdiv(length, BLOCK_Q) + row // BLOCK_Q)
+        first_key = tl.multiple_of(first_key, COLUMNS)  # so that F is read in vectors
 
     stride, output_stride = num_heads * HEAD_DIM, num_heads * VALUE_DIM
     query = matrix_of(query, batch, length, num_heads, head, HEAD_DIM)

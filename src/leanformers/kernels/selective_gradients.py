@@ -151,6 +151,7 @@ def query_gradient_kernel(
     first_key = 0
     if first_keys is not None:
         first_key = tl.load(first_keys + batch * tl.cdiv(length, BLOCK_Q) + row // BLOCK_Q)
+        first_key = tl.multiple_of(first_key, COLUMNS)  # so that F is read in vectors
     rows = row + tl.arange(0, ROWS)
     query = matrix_of(query, batch, length, num_heads, head, HEAD_DIM)
     key = matrix_of(key, batch, num_keys, num_shared, head // groups, HEAD_DIM)
