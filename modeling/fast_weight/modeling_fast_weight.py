@@ -118,6 +118,7 @@ class FastWeightMemory(nn.Module):
             eps=self.config.attention_norm_eps,
             initial_state=memory,
             initial_normalizer=normalizer,
+            output_final_state=layer is not None,
             document_ids=document_ids,
         )
         if layer is not None:

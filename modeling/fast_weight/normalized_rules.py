@@ -77,9 +77,10 @@ def normalized_rule(
     eps: float = 1e-5,
     initial_state: torch.Tensor | None = None,
     initial_normalizer: torch.Tensor | None = None,
+    output_final_state: bool = True,
     document_ids: torch.LongTensor | None = None,
     backend: str | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """
     The delta rule, or the sum rule if `beta` is None, with attention normalisation.
 
@@ -91,12 +92,13 @@ def normalized_rule(
         eps (`float`): is added to what is divided by.
         initial_state (`torch.Tensor`, *optional*): `[batch, heads, key_dim, value_dim]`.
         initial_normalizer (`torch.Tensor`, *optional*): z before the first token, `[batch, heads, key_dim]`.
+        output_final_state (`bool`): return what comes after the last token; what nobody wants need not be exact.
         document_ids (`torch.LongTensor`, *optional*): `[batch, length]`, see `chunk_delta_rule`.
         backend (`str`, *optional*): see `chunk_delta_rule`.
 
     Returns:
         `(output, final_state, final_normalizer)`: `[batch, length, heads, value_dim]` in the dtype of the query; the
-        last is None for `"none"`.
+        last is None for `"none"`, and where the state is not wanted, one or both are.
     """
     if _is_step(query, key, value, beta, initial_state) and takes_kernel(
         "A step of a fast weight memory", value, backend
@@ -120,11 +122,12 @@ def normalized_rule(
     is_fla = beta is not None and document_ids is None and takes_fla(value, key.shape[-1], backend)
     dtype = value.dtype if is_fla else key.dtype
     q, k, v = query.to(dtype), write_key.to(dtype), value.to(dtype)
-    options: dict[str, Any] = {"initial_state": initial_state, "document_ids": document_ids, "backend": backend}
+    options: dict[str, Any] = {"initial_state": initial_state, "output_final_state": output_final_state}
+    options |= {"document_ids": document_ids, "backend": backend}
     if beta is None:
-        output, state = chunk_sum_rule(q, k, v, output_final_state=True, **options)
+        output, state = chunk_sum_rule(q, k, v, **options)
     else:
-        output, state = chunk_delta_rule(q, k, v, beta.to(dtype), output_final_state=True, **options)
+        output, state = chunk_delta_rule(q, k, v, beta.to(dtype), **options)
     output = output.to(query.dtype)
     if attention_norm != "none":
         output = output / ((after * query).sum(dim=-1, keepdim=True) + eps)
@@ -143,9 +146,10 @@ def dpfp_rule(
     eps: float = 1e-5,
     initial_state: torch.Tensor | None = None,
     initial_normalizer: torch.Tensor | None = None,
+    output_final_state: bool = True,
     document_ids: torch.LongTensor | None = None,
     backend: str | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """
     `normalized_rule` of what DPFP-nu has yet to map, in any precision; a zero key leaves no trace. As a kernel it
     stores no features, but those of `"full"`, whose keys are divided by what they read.
@@ -168,7 +172,7 @@ def dpfp_rule(
             options.update(attention_norm=attention_norm, eps=eps, initial_normalizer=initial_normalizer)
             output, state, normalizer = fast_weight_step(query, key, value, beta, **options)
             return output.to(dtype), state, normalizer
-        options.update(output_final_state=True, document_ids=document_ids)
+        options.update(output_final_state=output_final_state, document_ids=document_ids)
         if beta is None:
             output, state = kernels.chunk_sum_rule(query, key, value, **options)
         else:
@@ -179,7 +183,7 @@ def dpfp_rule(
         options["initial_state"] = None if initial_normalizer is None else initial_normalizer[..., None]
         ones = torch.ones(*value.shape[:3], 1, dtype=torch.float32, device=value.device)
         total, normalizer = kernels.chunk_sum_rule(query, key, ones, **options)
-        return output.to(dtype) / (total + eps), state, cast(torch.Tensor, normalizer)[..., 0]
+        return output.to(dtype) / (total + eps), state, None if normalizer is None else normalizer[..., 0]
 
     query, key = dpfp(query.to(dtype), nu), dpfp(key.to(dtype), nu)
     if key_norm_eps is not None:
@@ -190,6 +194,7 @@ def dpfp_rule(
         eps=eps,
         initial_state=initial_state,
         initial_normalizer=initial_normalizer,
+        output_final_state=output_final_state,
         document_ids=document_ids,
         backend=backend,
     )

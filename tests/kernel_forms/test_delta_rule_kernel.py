@@ -116,6 +116,10 @@ def test_normalisations_run_through(rule, norm):
         if expected is not None:
             assert actual.dtype == expected.dtype
             assert_close("result", actual, expected, relative=2e-5, absolute=2e-5)
+    for backend, whole in (("torch", by_torch), ("triton", by_kernel)):
+        options |= {"backend": backend, "output_final_state": False}
+        output, state, _ = dpfp_rule(*inputs, nu=1, key_norm_eps=0.0, **options)
+        assert torch.equal(output, whole[0]) and state is None
 
 
 @pytest.mark.parametrize("rule", ["delta", "sum"])
