@@ -282,7 +282,7 @@ def _in_chunks(query, key, value, beta, state, document_ids, chunk_size):
         return _scan(query, key, value, beta, state, document_ids)
     if batch == 0:
         return value, state
-    if isinstance(length, torch.SymInt):  # compiled for any length, whose chunks cannot be counted: a single one
+    if isinstance(length, torch.SymInt):  # traced for any length, whose chunks cannot be counted: a single one
         size = at_once = length
     else:
         size, at_once = min(chunk_size or (64 if key_dim >= 64 else 32), length), length
