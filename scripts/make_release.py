@@ -55,8 +55,11 @@ def main() -> None:
             if arguments.push:
                 print(push(folder, arguments.repo_id, tag=arguments.tag, check=False))
     except TrainingInterrupted as interruption:
-        print(f"\n{interruption}\nOr with this command again.", file=sys.stderr)
+        print(f"\n{interruption}\nOr with this command again, without --overwrite_output_dir.", file=sys.stderr)
         sys.exit(interruption.exit_code)
+    except KeyboardInterrupt:
+        print("\nInterrupted outside of training; this command goes on with what is saved.", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

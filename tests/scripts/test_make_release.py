@@ -13,6 +13,7 @@ from leanformers.evaluation.loading import load_generator
 from leanformers.evaluation.samples import take_samples
 from leanformers.evaluation.translation import translate
 from leanformers.hub.release import RELEASES, train
+from leanformers.training.runs import TrainingInterrupted
 
 SHORT = ["--max_steps=2", "--max_train_samples=64", "--max_eval_samples=6", "--eval_strategy=no", "--use_cpu=true"]
 SHORT += ["--save_strategy=no", "--load_best_model_at_end=false", "--disable_tqdm=true"]
@@ -109,6 +110,24 @@ def test_pushing_needs_a_name(flags, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="2"):
         make(monkeypatch, "anthe", tmp_path, *flags)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (TrainingInterrupted("Stopped at step 5 of 9.", exit_code=143), 143, "Or with this command again, without"),
+        (KeyboardInterrupt(), 130, "this command goes on with what is saved"),
+    ],
+    ids=["in training", "outside"],
+)
+def test_interruptions_end_in_a_sentence(error, code, message, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("leanformers.hub.release.make_release", interrupted)
+    with pytest.raises(SystemExit, match=str(code)):
+        make(monkeypatch, "anthe", tmp_path)
+    assert message in capsys.readouterr().err
 
 
 def test_recipes_name_what_trains_them(root):
