@@ -5,7 +5,7 @@
     python scripts/make_release.py delight --dataset_name FOLDER --push --repo_id me/delight-multi30k
 
 The four are a translator of number words (anthe) and one of Multi30k (delight), and two language models of Python's
-standard library (fast_weight, selective_attn); one takes ten minutes to an hour on a core. Stopped, the same command
+standard library (fast_weight, selective_attn); they take a minute to an hour on two cores. Stopped, the same command
 goes on from the last checkpoint, and a run that is finished is exported again as it is. Flags that are not listed by
 --help are those of training, e.g. --overwrite_output_dir to train anew.
 """
