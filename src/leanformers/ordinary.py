@@ -5,14 +5,14 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    LlamaConfig,
     MarianConfig,
+    MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 FFN_RATIO = 4  # of the width, where a configuration has no such layer of its own
-SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+SHARED = ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")
 
 
 def ordinary_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -28,23 +28,20 @@ def ordinary_model(model: PreTrainedModel) -> PreTrainedModel:
 
 def ordinary_config(model: PreTrainedModel) -> PreTrainedConfig:
     """
-    Marian's configuration for an encoder-decoder, Llama's for a decoder, with the model's vocabulary, width, depth,
-    tables and feed-forward size (4 times the width where the model's layers have none).
+    Marian's configuration for an encoder-decoder, Mistral's for a decoder, with the model's vocabulary, width, depth,
+    tables and feed-forward size (4 times the width where the model's layers have none). Mistral without a window is a
+    Llama whose heads may have a width of their own.
 
-    Llama's gated feed-forward layer has three matrices. Where the model's has two, it gets two thirds of the size, so
+    Its gated feed-forward layer has three matrices. Where the model's has two, it gets two thirds of the size, so
     that it has as many parameters ([Shazeer 2020](https://arxiv.org/abs/2002.05202)).
     """
-    config = model.config
-    common = {name: getattr(config, name) for name in SPECIAL_IDS} | {
-        "tie_word_embeddings": config.tie_word_embeddings
-    }
-    build = _translator if config.is_encoder_decoder else _language_model
+    common = {name: getattr(model.config, name) for name in SHARED}
+    build = _translator if model.config.is_encoder_decoder else _language_model
     return build(model, common)
 
 
 def _translator(model: PreTrainedModel, common: dict) -> MarianConfig:
-    config = model.config
-    heads, size = _heads(config), _intermediate_size(config)
+    config, size = model.config, _intermediate_size(model.config)
     return MarianConfig(
         **common,
         vocab_size=config.source_vocab_size or config.vocab_size,
@@ -52,8 +49,8 @@ def _translator(model: PreTrainedModel, common: dict) -> MarianConfig:
         d_model=config.hidden_size,
         encoder_layers=config.num_encoder_layers,
         decoder_layers=config.num_decoder_layers,
-        encoder_attention_heads=heads,
-        decoder_attention_heads=heads,
+        encoder_attention_heads=config.num_attention_heads,
+        decoder_attention_heads=config.num_attention_heads,
         encoder_ffn_dim=size,
         decoder_ffn_dim=size,
         share_encoder_decoder_embeddings=getattr(config, "share_embeddings", False),
@@ -62,25 +59,21 @@ def _translator(model: PreTrainedModel, common: dict) -> MarianConfig:
     )
 
 
-def _language_model(model: PreTrainedModel, common: dict) -> LlamaConfig:
+def _language_model(model: PreTrainedModel, common: dict) -> MistralConfig:
     config, size = model.config, _intermediate_size(model.config)
     is_gated = any(name.endswith("gate_proj") for name, _ in model.named_modules())
-    heads = _heads(config)
-    return LlamaConfig(
+    return MistralConfig(
         **common,
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=size if is_gated else round(size * 2 / 3),
         num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=heads,
-        num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=getattr(config, "num_key_value_heads", config.num_attention_heads),
+        sliding_window=None,
+        # Only where it can be chosen: DeLighT's narrow head is what it saves.
+        head_dim=config.to_dict().get("head_dim"),
     )
-
-
-def _heads(config: PreTrainedConfig) -> int:
-    """One where the model has heads of another kind; the number changes no count."""
-    heads = getattr(config, "num_attention_heads", 1)
-    return 1 if config.hidden_size % heads else heads
 
 
 def _intermediate_size(config: PreTrainedConfig) -> int:

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from leanformers.accounting import macs
+from leanformers.modeling.selective_attn import SelectiveAttnConfig
 from leanformers.ordinary import ordinary_config, ordinary_model
 
 
@@ -29,6 +30,15 @@ def ours_and_ordinary(root, preset):
 def test_parameters_are_those_of_ours_without_its_saving(preset, tolerance, root):
     ours, ordinary = ours_and_ordinary(root, preset)
     assert ordinary.num_parameters(only_trainable=True) == pytest.approx(ours.num_parameters(), rel=tolerance)
+
+
+def test_heads_may_be_wider_than_the_width_has_room_for():
+    """Heads of a width of their own, fewer of keys and values: both have the same, and no other parameters."""
+    shape = {"hidden_size": 48, "num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 16}
+    for heads in (5, 1):
+        config = SelectiveAttnConfig(**shape | {"num_key_value_heads": heads}, vocab_size=50, num_hidden_layers=2)
+        ours = AutoModelForCausalLM.from_config(config)
+        assert ordinary_model(ours).num_parameters() == ours.num_parameters()
 
 
 def test_tables_are_shared_as_ours_are(root):
