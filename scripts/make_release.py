@@ -5,8 +5,8 @@
     python scripts/make_release.py delight --dataset_name FOLDER --push --repo_id me/delight-multi30k
 
 The four are a translator of number words (anthe) and one of Multi30k (delight), and two language models of Python's
-standard library (fast_weight, selective_attn); they take a minute to an hour on two cores. Stopped, the same command
-goes on from the last checkpoint, and a run that is finished is exported again as it is. Flags that are not listed by
+standard library (fast_weight, selective_attn); docs/publishing.md says what they reach. Stopped, the same command goes
+on from the last checkpoint, and a run that is finished is exported again as it is. Flags that are not listed by
 --help are those of training, e.g. --overwrite_output_dir to train anew.
 """
 

@@ -11,21 +11,14 @@ sys.path.append(sys.path.pop(0))
 
 from transformers.utils import logging
 
-from leanformers.arguments import (
-    LanguageModelingDataArguments,
-    LanguageModelTrainingArguments,
-    LeanArgumentParser,
-    ModelArguments,
-    plain_errors,
-)
+from leanformers.arguments import LANGUAGE_MODEL_GROUPS, LeanArgumentParser, plain_errors
 from leanformers.training.causal_lm import train_language_model
 from leanformers.training.runs import TrainingInterrupted
 
 
 def main() -> None:
     logging.disable_progress_bar()  # of loading and saving: the bars of the work itself stay
-    parser = LeanArgumentParser([ModelArguments, LanguageModelingDataArguments, LanguageModelTrainingArguments])
-    arguments = parser.parse()
+    arguments = LeanArgumentParser(LANGUAGE_MODEL_GROUPS).parse()
     try:
         with plain_errors():
             train_language_model(*arguments)

@@ -11,21 +11,14 @@ sys.path.append(sys.path.pop(0))
 
 from transformers.utils import logging
 
-from leanformers.arguments import (
-    LeanArgumentParser,
-    ModelArguments,
-    TranslationDataArguments,
-    TranslationTrainingArguments,
-    plain_errors,
-)
+from leanformers.arguments import TRANSLATION_GROUPS, LeanArgumentParser, plain_errors
 from leanformers.training.runs import TrainingInterrupted
 from leanformers.training.seq2seq import train_translation
 
 
 def main() -> None:
     logging.disable_progress_bar()  # of loading and saving: the bars of the work itself stay
-    parser = LeanArgumentParser([ModelArguments, TranslationDataArguments, TranslationTrainingArguments])
-    arguments = parser.parse()
+    arguments = LeanArgumentParser(TRANSLATION_GROUPS).parse()
     try:
         with plain_errors():
             train_translation(*arguments)

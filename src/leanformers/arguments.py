@@ -218,6 +218,11 @@ class TranslationTrainingArguments(RunTrainingArguments, Seq2SeqTrainingArgument
     )
 
 
+# What the two training scripts take, and what a run's arguments.yaml holds.
+TRANSLATION_GROUPS = (ModelArguments, TranslationDataArguments, TranslationTrainingArguments)
+LANGUAGE_MODEL_GROUPS = (ModelArguments, LanguageModelingDataArguments, LanguageModelTrainingArguments)
+
+
 @dataclass
 class GenerationArguments:
     """How a trained model translates, or continues texts."""

@@ -15,12 +15,9 @@ from transformers import AutoConfig
 
 from leanformers import FAMILIES, get_family
 from leanformers.arguments import (
-    LanguageModelingDataArguments,
-    LanguageModelTrainingArguments,
+    LANGUAGE_MODEL_GROUPS,
+    TRANSLATION_GROUPS,
     LeanArgumentParser,
-    ModelArguments,
-    TranslationDataArguments,
-    TranslationTrainingArguments,
 )
 from leanformers.data.sequence_tasks import SEQUENCE_TASKS
 from leanformers.registry import language_model_class
@@ -35,8 +32,8 @@ SELECTION_RECIPES = [CONFIGS / f"train/selective_attn_{task}.yaml" for task in S
 TRAINING_RECIPES = [path for path in RECIPES if path not in RETRIEVAL_RECIPES + SELECTION_RECIPES]
 LAUNCHES = sorted(CONFIGS.glob("accelerate/*.yaml"))
 ARGUMENTS_OF = {
-    "scripts/train_seq2seq.py": [ModelArguments, TranslationDataArguments, TranslationTrainingArguments],
-    "scripts/train_clm.py": [ModelArguments, LanguageModelingDataArguments, LanguageModelTrainingArguments],
+    "scripts/train_seq2seq.py": TRANSLATION_GROUPS,
+    "scripts/train_clm.py": LANGUAGE_MODEL_GROUPS,
 }
 
 

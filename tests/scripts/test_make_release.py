@@ -6,9 +6,9 @@ import re
 
 import pytest
 import yaml
-from training.runs import GROUPS, LANGUAGE_MODEL_GROUPS, run_here, write_programs
+from training.runs import run_here, write_programs
 
-from leanformers.arguments import LeanArgumentParser
+from leanformers.arguments import LANGUAGE_MODEL_GROUPS, TRANSLATION_GROUPS, LeanArgumentParser
 from leanformers.evaluation.loading import load_generator
 from leanformers.evaluation.samples import take_samples
 from leanformers.evaluation.translation import translate
@@ -136,7 +136,7 @@ def test_recipes_name_what_trains_them(root):
         command = path.read_text().splitlines()[1].removeprefix("# python ").split()
         script, recipe, release = command
         assert release == f"configs/release/{path.name}" and recipe.startswith(f"configs/train/{path.stem}_")
-        groups = GROUPS if script == "scripts/train_seq2seq.py" else LANGUAGE_MODEL_GROUPS
+        groups = TRANSLATION_GROUPS if script == "scripts/train_seq2seq.py" else LANGUAGE_MODEL_GROUPS
         *_, training = LeanArgumentParser(groups).parse([str(root / recipe), str(path)])
         assert training.max_steps == yaml.safe_load(path.read_text())["max_steps"]
         assert training.save_steps % training.eval_steps == 0

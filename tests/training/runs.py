@@ -12,6 +12,8 @@ import pytest
 from safetensors.torch import load_file
 
 from leanformers.arguments import (
+    LANGUAGE_MODEL_GROUPS,
+    TRANSLATION_GROUPS,
     LanguageModelingDataArguments,
     LanguageModelTrainingArguments,
     LeanArgumentParser,
@@ -24,13 +26,11 @@ from leanformers.training.causal_lm import train_language_model
 from leanformers.training.seq2seq import train_translation
 from numerics import assert_close
 
-LANGUAGE_MODEL_GROUPS = (ModelArguments, LanguageModelingDataArguments, LanguageModelTrainingArguments)
-GROUPS = (ModelArguments, TranslationDataArguments, TranslationTrainingArguments)
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 def parse(*argv: object) -> tuple[ModelArguments, TranslationDataArguments, TranslationTrainingArguments]:
-    return LeanArgumentParser(GROUPS).parse([str(argument) for argument in argv])
+    return LeanArgumentParser(TRANSLATION_GROUPS).parse([str(argument) for argument in argv])
 
 
 def train(*argv: object) -> dict:

@@ -5,9 +5,9 @@ from dataclasses import asdict
 
 import pytest
 import yaml
-from training.runs import GROUPS, parse
+from training.runs import parse
 
-from leanformers.arguments import LeanArgumentParser, parse_overrides, plain_errors
+from leanformers.arguments import TRANSLATION_GROUPS, LeanArgumentParser, parse_overrides, plain_errors
 from leanformers.training.runs import write_arguments
 
 
@@ -147,4 +147,4 @@ def test_only_errors_of_leanformers_lose_their_traceback(capsys):
 
 
 def test_abbreviations_are_no_flags():
-    assert LeanArgumentParser(GROUPS).allow_abbrev is False
+    assert LeanArgumentParser(TRANSLATION_GROUPS).allow_abbrev is False

@@ -11,12 +11,9 @@ from datasets import DatasetDict
 from transformers import PreTrainedModel, set_seed
 
 from leanformers.arguments import (
-    LanguageModelingDataArguments,
-    LanguageModelTrainingArguments,
+    LANGUAGE_MODEL_GROUPS,
+    TRANSLATION_GROUPS,
     LeanArgumentParser,
-    ModelArguments,
-    TranslationDataArguments,
-    TranslationTrainingArguments,
 )
 from leanformers.data.language_modeling import load_texts
 from leanformers.data.tokenizers import TranslationTokenizers
@@ -63,8 +60,7 @@ def take_samples(run: Path) -> Samples:
 
 
 def _translations(run: Path, model: PreTrainedModel, tokenizers: TranslationTokenizers) -> Samples:
-    parser = LeanArgumentParser([ModelArguments, TranslationDataArguments, TranslationTrainingArguments])
-    _, data, training = parser.parse([str(run / ARGUMENTS_FILE)])
+    _, data, training = LeanArgumentParser(TRANSLATION_GROUPS).parse([str(run / ARGUMENTS_FILE)])
     name, pairs = _first_test_set(load_translation(data))
     pairs = pairs[:NUM_SAMPLES]
     beams = training.generation_num_beams or 1
@@ -77,8 +73,7 @@ def _translations(run: Path, model: PreTrainedModel, tokenizers: TranslationToke
 
 
 def _continuations(run: Path, model: PreTrainedModel, tokenizers: TranslationTokenizers) -> Samples:
-    parser = LeanArgumentParser([ModelArguments, LanguageModelingDataArguments, LanguageModelTrainingArguments])
-    _, data, _ = parser.parse([str(run / ARGUMENTS_FILE)])
+    _, data, _ = LeanArgumentParser(LANGUAGE_MODEL_GROUPS).parse([str(run / ARGUMENTS_FILE)])
     name, texts = _first_test_set(load_texts(data))
     beginnings = (_beginning(text) for text in texts["text"] if len(text) > PROMPT_LENGTH)
     prompts = list(islice((text for text in beginnings if not ADDRESS.search(text)), NUM_SAMPLES))

@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import (
-    LanguageModelingDataArguments,
-    LanguageModelTrainingArguments,
+    LANGUAGE_MODEL_GROUPS,
+    TRANSLATION_GROUPS,
     LeanArgumentParser,
-    ModelArguments,
-    TranslationDataArguments,
-    TranslationTrainingArguments,
 )
 from ..evaluation.samples import take_samples
 from ..training.causal_lm import train_language_model
 from ..training.seq2seq import train_translation
 from .export import RESULTS, export_run
 
-TRANSLATION = (train_translation, (ModelArguments, TranslationDataArguments, TranslationTrainingArguments))
-LANGUAGE = (train_language_model, (ModelArguments, LanguageModelingDataArguments, LanguageModelTrainingArguments))
+TRANSLATION = (train_translation, TRANSLATION_GROUPS)
+LANGUAGE = (train_language_model, LANGUAGE_MODEL_GROUPS)
 MEGABYTE = 10**6
 
 
